@@ -1,0 +1,29 @@
+"""sleepnet: language models that sleep.
+
+Wake is one cheap pass per token over a short window; sleep folds the window into
+persistent fast weights by N offline passes. After Lee et al. 2026, arXiv 2605.26099.
+"""
+
+from sleepnet.cache import init_state
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.model import init_params
+from sleepnet.rollout import Rollout, rollout
+from sleepnet.sleep import sleep, sleep_from_tokens
+from sleepnet.types import WakeState, WindowCache
+from sleepnet.wake import wake
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "ModelConfig",
+    "Rollout",
+    "WakeState",
+    "WindowCache",
+    "init_params",
+    "init_state",
+    "rollout",
+    "sleep",
+    "sleep_from_tokens",
+    "wake",
+]

@@ -1,0 +1,218 @@
+"""The window cache: how it starts, grows with each wake, and is emptied by sleep."""
+
+import jax
+import jax.numpy as jnp
+
+from sleepnet.config import PARTS, ModelConfig
+from sleepnet.model import conv_channels, empty_past
+from sleepnet.ops import rope
+from sleepnet.types import (
+    AttentionCache,
+    BlockCaches,
+    Carried,
+    DeltaCache,
+    FastWeights,
+    Span,
+    WakeState,
+    WindowCache,
+)
+
+
+def init_state(config: ModelConfig, batch_size: int) -> WakeState:
+    """`batch_size` newborn minds: zero fast weights and an empty window."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
+    fast_weights = empty_fast_weights(config, batch_size)
+    zeros_B = jnp.zeros((batch_size,), jnp.int32)
+    return WakeState(
+        fast_weights=fast_weights,
+        window=empty_window(config, fast_weights, empty_carried(config, batch_size), zeros_B),
+    )
+
+
+def empty_fast_weights(config: ModelConfig, batch_size: int) -> FastWeights:
+    """Zeros: S at the start of every sequence."""
+    return fast_weights_of({part: empty_past(config, batch_size, part, ()) for part in PARTS})
+
+
+def empty_carried(config: ModelConfig, batch_size: int) -> Carried:
+    """What crosses into the first window: nothing that any token can see."""
+
+    def of_block(past):
+        if isinstance(past, DeltaCache):
+            return past.tail if config.conv_carry else None
+        return past[0] if past else None
+
+    slots = (config.window - 1,) if config.eviction == "sliding" else ()
+    return {
+        part: tuple(of_block(past) for past in empty_past(config, batch_size, part, slots))
+        for part in PARTS
+    }
+
+
+def empty_window(
+    config: ModelConfig, fast_weights: FastWeights, carried: Carried, kept_B
+) -> WindowCache:
+    """A window without tokens, ready to wake from `fast_weights` and `carried`."""
+    batch_size = kept_B.shape[0]
+    blocks = {}
+    for part in PARTS:
+        fresh = fresh_past(config, fast_weights, carried, part)
+        empty = empty_past(config, batch_size, part, (config.window,))
+        blocks[part] = tuple(
+            past if isinstance(past, DeltaCache) else zeros[0]
+            for past, zeros in zip(fresh, empty, strict=True)
+        )
+    shape = (batch_size, config.window, config.d_model)
+    return WindowCache(
+        blocks=blocks,
+        carried=carried,
+        features_BLD=jnp.zeros(shape, config.compute_dtype),
+        length_B=jnp.zeros((batch_size,), jnp.int32),
+        kept_B=kept_B,
+    )
+
+
+def fast_weights_of(written: BlockCaches) -> FastWeights:
+    """The states among what the blocks wrote."""
+    return {
+        part: tuple(w.state if isinstance(w, DeltaCache) else None for w in of_part)
+        for part, of_part in written.items()
+    }
+
+
+def fresh_past(config: ModelConfig, fast_weights: FastWeights, carried: Carried, part: str):
+    """What the blocks of `part` go on from at the first token of a window."""
+    pasts = []
+    for letter, state, kept in zip(
+        config.blocks(part)[0], fast_weights[part], carried[part], strict=True
+    ):
+        if letter == "A":
+            pasts.append(() if kept is None else (kept,))
+        else:
+            pasts.append(DeltaCache(state, _no_tail(config, state) if kept is None else kept))
+    return tuple(pasts)
+
+
+def window_past(window: WindowCache, part: str):
+    """What the blocks of `part` go on from at the next token of a window in progress."""
+    return tuple(
+        cache
+        if isinstance(cache, DeltaCache)
+        else ((cache,) if kept is None else (kept, cache))
+        for cache, kept in zip(window.blocks[part], window.carried[part], strict=True)
+    )
+
+
+def fresh_span(config: ModelConfig, length_B, kept_B, T: int) -> Span:
+    """The places of the first T tokens of a window."""
+    position_BT = jnp.broadcast_to(jnp.arange(T), (length_B.shape[0], T))
+    masks = (*_kept_mask(config, position_BT, kept_B), _own_mask(length_B, T))
+    return Span(position_BT=position_BT, length_B=length_B, masks=masks)
+
+
+def next_span(config: ModelConfig, window: WindowCache, length_B, T: int) -> Span:
+    """The places of the next T tokens of a window in progress."""
+    position_BT = window.length_B[:, None] + jnp.arange(T)
+    # No token stands L or more before another of its window: the band cuts only kept keys.
+    cached_BL = jnp.arange(config.window) < window.length_B[:, None]
+    cached_BTL = jnp.broadcast_to(cached_BL[:, None], (*position_BT.shape, config.window))
+    kept = _kept_mask(config, position_BT, window.kept_B)
+    masks = (*kept, cached_BTL, _own_mask(length_B, T))
+    return Span(position_BT=position_BT, length_B=length_B, masks=masks)
+
+
+def append(config: ModelConfig, window: WindowCache, written, features_BTD, span) -> WindowCache:
+    """The window with T more tokens; rows take as many as are valid."""
+    batch_BT = jnp.arange(features_BTD.shape[0])[:, None]
+    valid_BT = jnp.arange(features_BTD.shape[1]) < span.length_B[:, None]
+    slot_BT = jnp.where(valid_BT, span.position_BT, config.window)  # beyond the end: dropped
+
+    def put(cached, new):
+        return cached.at[:, batch_BT, slot_BT].set(new, mode="drop")
+
+    def merge(cached, new):
+        return new if isinstance(cached, DeltaCache) else jax.tree.map(put, cached, new)
+
+    return window.replace(
+        blocks={part: tuple(map(merge, window.blocks[part], written[part])) for part in PARTS},
+        features_BLD=put(window.features_BLD[None], features_BTD[None])[0],
+        length_B=window.length_B + span.length_B,
+    )
+
+
+def carry_over(config: ModelConfig, carried: Carried, blocks: BlockCaches, length_B, kept_B):
+    """What crosses a boundary besides S, out of a window of `length_B` tokens.
+
+    Sliding eviction keeps the last L - 1 keys and values, in slots whose places in the next
+    window are -(L - 1)..-1; they are turned back by as many places as they move.
+
+    Returns:
+      carried, kept_B of the next window.
+    """
+
+    def of_block(kept, cache):
+        if isinstance(cache, DeltaCache):
+            return cache.tail if config.conv_carry else None
+        return None if kept is None else _slide(config, kept, cache, length_B)
+
+    new = {part: tuple(map(of_block, carried[part], blocks[part])) for part in PARTS}
+    if config.eviction == "hard":
+        return new, kept_B
+    return new, jnp.minimum(kept_B + length_B, config.window - 1)
+
+
+def select_rows(rows_B, new, old):
+    """`new` where rows_B, else `old`, for trees over parts, whose leaves are (R, B, ...)."""
+    return jax.tree.map(
+        lambda n, o: jnp.where(rows_B.reshape(1, -1, *[1] * (n.ndim - 2)), n, o), new, old
+    )
+
+
+def select_states(rows_B, new: WakeState, old: WakeState) -> WakeState:
+    """Row by row one of two states."""
+
+    def leading(n, o):
+        return jnp.where(rows_B.reshape(-1, *[1] * (n.ndim - 1)), n, o)
+
+    windows = (new.window, old.window)
+    return WakeState(
+        fast_weights=select_rows(rows_B, new.fast_weights, old.fast_weights),
+        window=WindowCache(
+            blocks=select_rows(rows_B, *(w.blocks for w in windows)),
+            carried=select_rows(rows_B, *(w.carried for w in windows)),
+            features_BLD=leading(*(w.features_BLD for w in windows)),
+            length_B=leading(*(w.length_B for w in windows)),
+            kept_B=leading(*(w.kept_B for w in windows)),
+        ),
+    )
+
+
+def _slide(config, kept: AttentionCache, cache: AttentionCache, length_B) -> AttentionCache:
+    source_BS = length_B[:, None] + jnp.arange(config.window - 1)
+
+    def last(kept, cached):
+        joined = jnp.concatenate([kept, cached], axis=2)
+        return jnp.take_along_axis(joined, source_BS[None, :, :, None, None], axis=2)
+
+    keys, values = last(kept.keys, cache.keys), last(kept.values, cache.values)
+    back_BS = jnp.broadcast_to(-length_B[:, None], source_BS.shape)
+    return AttentionCache(rope.rotate(keys, back_BS, base=config.rope_base), values)
+
+
+def _kept_mask(config, position_BT, kept_B):
+    if config.eviction == "hard":
+        return ()
+    place_S = jnp.arange(1 - config.window, 0)
+    within = position_BT[..., None] - place_S < config.window
+    return (within & (place_S >= -kept_B[:, None, None]),)
+
+
+def _own_mask(length_B, T):
+    causal_TT = jnp.tril(jnp.ones((T, T), bool))
+    return causal_TT & (jnp.arange(T) < length_B[:, None])[:, None]
+
+
+def _no_tail(config, state_RBHKV):
+    shape = (*state_RBHKV.shape[:2], config.conv_width - 1, conv_channels(config))
+    return jnp.zeros(shape, config.compute_dtype)

@@ -1,0 +1,466 @@
+"""Every choice of a run, as frozen dataclasses that are validated when they are made.
+
+`ModelConfig` describes the network and how it sleeps, `DepoConfig` and
+`Rule110Config` the tasks, `TrainingConfig` the optimisation, `EvaluationConfig`
+the measurement, and `ExperimentConfig` binds them and checks that they fit.
+
+The paper (Lee et al. 2026, arXiv 2605.26099) leaves much unsaid. What it leaves
+open is a named field here; its comment says "our choice".
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+PARTS = ("prelude", "core", "coda")
+RULES = ("gated_delta", "delta", "gated_hebbian", "hebbian")
+EVICTIONS = ("hard", "sliding")
+DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("default", "high", "highest")
+REMAT_LEVELS = ("window", "pass", "block")
+CONV_INITS = ("identity", "uniform")
+MLPS = ("gelu", "swiglu")
+SCHEDULES = ("constant", "cosine")
+
+
+class ConfigError(ValueError):
+    """A field that cannot be: the message names it, what is allowed and the nearest choice."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and how it sleeps.
+
+    `pattern` is the architecture: A is a block of window attention, G a block of
+    gated delta rule, each followed by its MLP. Brackets mark the core, the part
+    that sleep repeats: in "GG[AGAG]G" the prelude is GG and the coda G. Without
+    brackets every block is core.
+    """
+
+    vocab_size: int
+    pattern: str = "AGAG"
+    d_model: int = 256
+    window: int = 24  # tokens per window, L
+    passes: int = 4  # N; N = 1 is the plain hybrid with eviction
+    eviction: str = "hard"  # what leaves at a boundary: all keys and values, or all but L - 1
+
+    # Window attention.
+    num_heads: int = 4
+    num_kv_heads: int | None = None  # grouped heads; None: num_heads
+    head_dim: int | None = None  # None: d_model // num_heads
+    rope_base: float = 10_000.0  # our choice: positions restart in every window
+    learned_positions: bool = False  # our choice: adds an embedding of the position in the window
+
+    # Fast weights: one (key_dim, value_dim) matrix per value head.
+    rule: str = "gated_delta"
+    num_key_heads: int | None = None  # None: num_heads
+    num_value_heads: int | None = None  # None: num_key_heads; a multiple of it
+    key_dim: int | None = None  # per head; None: head_dim
+    value_dim: int | None = None  # per head; None: key_dim
+    beta_max: float = 1.0  # write strength lies in (0, beta_max); 2 allows negative eigenvalues
+    conv_width: int = 4  # short causal convolution before q, k and v; 1 is none of the past
+    conv_carry: bool = False  # our choice: the convolution starts from zeros in every window
+    chunk: int | None = None  # tokens per chunk of the parallel scan; None: chosen from the length
+
+    # The rest of a block.
+    mlp: str = "gelu"  # our choice
+    mlp_ratio: float = 4.0  # our choice: hidden width over d_model
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False  # our choice
+
+    # Initialisation, all our choice.
+    init_scale: float = 1.0  # matrices ~ N(0, init_scale / fan_in)
+    init_residual_scale: float | None = None  # of matrices into the residual; None: 1/sqrt(2 blocks)
+    init_embedding_std: float = 1.0
+    init_decay_rate: tuple[float, float] = (1.0, 1.0)  # exp(A_log) ~ U(low, high), per head
+    init_timestep: tuple[float, float] = (0.01, 0.03)  # softplus(dt_bias), log-uniform, per head
+    conv_init: str = "identity"  # a kernel near the identity, or uniform in 1/sqrt(width)
+
+    # Numbers. Fast weights, log decays, norms and softmax are float32 whatever stands here, and
+    # the products that touch a fast weight always run at the highest precision.
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    matmul_precision: str = "default"  # of all other products
+
+    # Compilation.
+    remat: str = "none"  # what backward recomputes: "window", "pass", "block", or several by "+"
+    unroll: bool = False  # write loops over blocks, passes and windows out: small models run faster
+
+    def __post_init__(self):
+        _positive(self, "vocab_size", "d_model", "window", "passes", "num_heads", "conv_width")
+        _positive(self, "mlp_ratio", "norm_eps", "rope_base", "init_scale", "init_embedding_std")
+        _positive_if_given(self, "num_kv_heads", "head_dim", "num_key_heads", "num_value_heads")
+        _positive_if_given(self, "key_dim", "value_dim", "chunk", "init_residual_scale")
+        _one_of(self, "eviction", EVICTIONS)
+        _one_of(self, "rule", RULES)
+        _one_of(self, "mlp", MLPS)
+        _one_of(self, "conv_init", CONV_INITS)
+        _one_of(self, "param_dtype", DTYPES)
+        _one_of(self, "compute_dtype", DTYPES)
+        _one_of(self, "matmul_precision", PRECISIONS)
+        _one_of(self, "beta_max", (1.0, 2.0))
+        _range(self, "init_decay_rate", low=1e-3)  # its logarithm is taken
+        _range(self, "init_timestep", low=0.01)  # smaller steps round to dead heads in bfloat16
+        if self.head_dim is None:
+            _divides(self, "num_heads", "d_model")
+            object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
+        _default(self, "num_kv_heads", self.num_heads)
+        _default(self, "num_key_heads", self.num_heads)
+        _default(self, "num_value_heads", self.num_key_heads)
+        _default(self, "key_dim", self.head_dim)
+        _default(self, "value_dim", self.key_dim)
+        _divides(self, "num_kv_heads", "num_heads")
+        _divides(self, "num_key_heads", "num_value_heads")
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"head_dim must be even, because rotary positions turn pairs; got {self.head_dim}"
+            )
+        if self.chunk is not None and self.chunk & (self.chunk - 1):
+            nearest = 1 << (self.chunk.bit_length() - 1)
+            raise ConfigError(f"chunk must be a power of two, such as {nearest}; got {self.chunk}")
+        unknown = self.remat_levels - set(REMAT_LEVELS)
+        if unknown:
+            raise ConfigError(_choices("remat", unknown.pop(), ("none", *REMAT_LEVELS)))
+        split_pattern(self.pattern)  # raises
+
+    @property
+    def remat_levels(self) -> frozenset[str]:
+        """The levels at which the backward pass recomputes the forward pass."""
+        return frozenset() if self.remat == "none" else frozenset(self.remat.split("+"))
+
+    @property
+    def gated(self) -> bool:
+        """Whether the local rule forgets: a_t < 1."""
+        return self.rule.startswith("gated")
+
+    def blocks(self, part: str) -> tuple[str, int]:
+        """The shortest period of `part` and how often it repeats, e.g. ("AG", 2) for "AGAG"."""
+        return shortest_period(split_pattern(self.pattern)[part])
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in prelude, core and coda together."""
+        return sum(len(letters) for letters in split_pattern(self.pattern).values())
+
+
+def split_pattern(pattern: str) -> dict[str, str]:
+    """"GG[AGAG]G" -> {"prelude": "GG", "core": "AGAG", "coda": "G"}.
+
+    Raises:
+      ConfigError: letters other than A and G, unbalanced brackets, or an empty core.
+    """
+    bare = pattern if "[" in pattern or "]" in pattern else f"[{pattern}]"
+    match = re.fullmatch(r"([AG]*)\[([AG]+)\]([AG]*)", bare) if isinstance(pattern, str) else None
+    if match is None:
+        letters = re.sub(r"[^AG]", "", str(pattern).upper()) or "AGAG"
+        raise ConfigError(
+            f"pattern must be letters A (window attention) and G (gated delta), with at most one "
+            f"pair of brackets around a core that is not empty, such as 'AGAG' or 'GG[AGAG]G'; "
+            f"got {pattern!r}; the nearest is {letters!r}"
+        )
+    return dict(zip(PARTS, match.groups(), strict=True))
+
+
+def shortest_period(letters: str) -> tuple[str, int]:
+    """"AGAG" -> ("AG", 2): the shortest string whose repetition is `letters`."""
+    for size in range(1, len(letters) + 1):
+        period, repeats = letters[:size], len(letters) // size
+        if period * repeats == letters:
+            return period, repeats
+    return "", 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepoConfig:
+    """Depo: a directed cycle told as shuffled edges, then questions "k hops from here?".
+
+    A context of `nodes` edges "u v" fills windows of `window` tokens; questions
+    follow in windows of their own. A node's name is a word of `min_word` to
+    `max_word` tokens out of `symbols`; when words may be longer than one token,
+    the last token of each is marked as the end of the word.
+
+    The paper's setting (PAPER: Depo, 75 nodes): nodes=75, window=75, hops=16,
+    symbols=50, max_word=2, queries=10, min_nodes=3.
+    """
+
+    name: str = "depo"
+    nodes: int = 8  # of the longest cycle; every test cycle has this many
+    min_nodes: int | None = None  # training cycles vary in size from here; None: always `nodes`
+    hops: int = 4  # k is uniform on 1..hops
+    test_hops: tuple[int, ...] | None = None  # the k that evaluation asks; None: 1..hops
+    symbols: int = 8
+    min_word: int = 1
+    max_word: int = 1
+    queries: int = 8  # with distinct starts; fewer when the cycle is smaller
+    window: int = 8
+    curriculum: int = 0  # training examples over which the largest k rises from 1 to hops
+    test_fraction: float = 0.1  # of all cycles, kept from training
+    seed: int = 0
+
+    def __post_init__(self):
+        _one_of(self, "name", ("depo",))
+        _positive(self, "nodes", "hops", "symbols", "min_word", "max_word", "queries", "window")
+        _fraction(self, "test_fraction")
+        _default(self, "min_nodes", self.nodes)
+        _default(self, "test_hops", tuple(range(1, self.hops + 1)))
+        _not_negative(self, "curriculum", "seed")
+        _in_range(self, "min_nodes", 3, self.nodes)
+        _in_range(self, "min_word", 1, self.max_word)
+        _in_range(self, "queries", 1, self.nodes)
+        _in_range(self, "hops", 1, self.min_nodes - 1)  # k = nodes asks nothing: it leads back
+        if not self.test_hops or min(self.test_hops) < 1 or max(self.test_hops) > self.hops:
+            raise ConfigError(f"test_hops must lie in 1..{self.hops} (hops); got {self.test_hops}")
+        words = sum(self.symbols**size for size in range(self.min_word, self.max_word + 1))
+        if words < self.nodes:
+            raise ConfigError(
+                f"symbols={self.symbols} with words of {self.min_word} to {self.max_word} tokens "
+                f"name only {words} nodes, and nodes is {self.nodes}; set symbols to {self.nodes}"
+            )
+        if self.query_tokens > self.window:
+            raise ConfigError(
+                f"a question takes up to {self.query_tokens} tokens and must fit a window; "
+                f"got window={self.window}"
+            )
+
+    @property
+    def query_tokens(self) -> int:
+        """Tokens of the longest question with the part of its answer that is read."""
+        # hop, start word, and for longer words an answer mark and the answer but its last token.
+        return 1 + self.max_word + (self.max_word if self.max_word > 1 else 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule110Config:
+    """Rule 110: bits evolve on a periodic ring; asked is a bit after t steps.
+
+    Each of `strings` windows holds one random state of `cells` bits; then come
+    questions, one window or several, each about one bit of one string.
+
+    The paper's setting: cells=24, strings=4, steps=(32,), cells_asked=1 (bit 0),
+    questions=4.
+    """
+
+    name: str = "rule110"
+    cells: int = 24  # of the ring, and tokens of each context window
+    strings: int = 4
+    steps: tuple[int, ...] = (32,)  # the t that are asked; one t holds for a whole example
+    cells_asked: int = 1  # questions are about cells 0..cells_asked - 1
+    questions: int = 4
+    window: int = 24
+    curriculum: int = 0  # training examples over which t opens up from the first of `steps`
+    test_fraction: float = 0.1  # of all states, kept from training
+    seed: int = 0
+
+    def __post_init__(self):
+        _one_of(self, "name", ("rule110",))
+        _positive(self, "cells", "strings", "cells_asked", "questions", "window")
+        _fraction(self, "test_fraction")
+        _not_negative(self, "curriculum", "seed")
+        _in_range(self, "cells", 3, min(self.window, 62))
+        _in_range(self, "cells_asked", 1, self.cells)
+        _in_range(self, "questions", 1, self.strings * self.cells_asked)
+        if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 1:
+            raise ConfigError(f"steps must rise from 1 or more, such as (4, 8); got {self.steps}")
+
+
+TASKS = {"depo": DepoConfig, "rule110": Rule110Config}
+TaskConfig = DepoConfig | Rule110Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation and bookkeeping of one run."""
+
+    steps: int = 1000
+    batch_size: int = 64
+    seed: int = 0  # of the parameters; the data has the task's own
+
+    muon_learning_rate: float = 2e-3  # of the blocks' matrices (paper: tuned at N = 1)
+    adam_learning_rate: float = 5e-5  # of everything else
+    muon_weight_decay: float = 0.0
+    adam_weight_decay: float = 0.0
+    adam_b2: float = 0.95
+    schedule: str = "constant"  # our choice: after warm-up, constant or a cosine down to 0
+    warmup_steps: int = 0  # linear, from 0
+    decay_fraction: float = 0.0  # share of steps, at the end, over which a constant falls to 0
+    clip_norm: float = 1.0  # global; our choice
+
+    log_every: int = 20
+    checkpoint_every: int = 200
+    checkpoints_kept: int = 3
+
+    def __post_init__(self):
+        _positive(self, "steps", "batch_size", "muon_learning_rate", "adam_learning_rate")
+        _positive(self, "clip_norm", "log_every", "checkpoint_every", "checkpoints_kept")
+        _not_negative(self, "seed", "muon_weight_decay", "adam_weight_decay", "warmup_steps")
+        _one_of(self, "schedule", SCHEDULES)
+        _in_range(self, "decay_fraction", 0.0, 1.0)
+        _in_range(self, "adam_b2", 0.0, 1.0)
+        if self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"warmup_steps must be below steps={self.steps}; got {self.warmup_steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out measurement."""
+
+    examples: int = 1024
+    batch_size: int = 128
+    passes: tuple[int, ...] = (1, 2, 4)  # every N at which the model is evaluated
+    streaming_examples: int = 16  # of them, how many also go through wake and sleep token by token
+
+    def __post_init__(self):
+        _positive(self, "examples", "batch_size")
+        _not_negative(self, "streaming_examples")
+        if not self.passes or min(self.passes) < 1:
+            raise ConfigError(f"passes must be whole numbers of 1 or more; got {self.passes}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One run: model, task, training and evaluation that fit each other."""
+
+    model: ModelConfig
+    task: TaskConfig
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self):
+        if self.model.window != self.task.window:
+            raise ConfigError(
+                f"model.window is {self.model.window} and task.window is {self.task.window}; "
+                f"leave model.window out, and it follows the task"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, ready for JSON; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+
+def from_dict(values: dict[str, Any]) -> ExperimentConfig:
+    """Builds and validates an experiment from nested dictionaries.
+
+    Raises:
+      ConfigError: an unknown, missing or impossible field, with its full path.
+    """
+    values = dict(values)
+    _known("", values, [field.name for field in dataclasses.fields(ExperimentConfig)])
+    for needed in ("model", "task"):
+        if needed not in values:
+            raise ConfigError(f"the config has no section {needed!r}")
+    task = dict(values["task"])
+    name = task.get("name")
+    if name not in TASKS:
+        raise ConfigError(_choices("task.name", name, TASKS))
+    return ExperimentConfig(
+        model=_build("model", ModelConfig, values["model"]),
+        task=_build("task", TASKS[name], task),
+        training=_build("training", TrainingConfig, values.get("training", {})),
+        evaluation=_build("evaluation", EvaluationConfig, values.get("evaluation", {})),
+    )
+
+
+def _build(section: str, cls: type, values: dict[str, Any]):
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    _known(f"{section}.", values, fields)
+    frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    for key, value in frozen.items():
+        _typed(f"{section}.{key}", value, fields[key].type)
+    try:
+        return cls(**frozen)
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error}") from None
+    except TypeError as error:
+        raise ConfigError(f"{section}: {error}") from None
+
+
+def _typed(path: str, value: Any, annotation: Any):
+    """Rejects e.g. a string where a number belongs, before it fails somewhere deep."""
+    optional = isinstance(None, annotation) if _is_union(annotation) else False
+    if value is None and optional:
+        return
+    for kind, accepted in ((bool, bool), (int, int), (float, (int, float)), (str, str)):
+        if annotation in (kind, kind | None):
+            wrong_bool = isinstance(value, bool) and kind is not bool
+            if wrong_bool or not isinstance(value, accepted):
+                raise ConfigError(f"{path} must be of type {kind.__name__}; got {value!r}")
+
+
+def _is_union(annotation: Any) -> bool:
+    return type(annotation).__name__ == "UnionType"
+
+
+def _known(prefix: str, values: Iterable[str], allowed: Iterable[str]):
+    for key in values:
+        if key not in allowed:
+            raise ConfigError(_choices(f"{prefix}{key}", key, allowed, what="no such field"))
+
+
+def nearest(value: Any, allowed: Iterable[Any]) -> str:
+    """The allowed value that looks most like `value`."""
+    names = [str(name) for name in allowed]
+    return difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)[0]
+
+
+def _choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = None) -> str:
+    allowed = list(allowed)
+    reason = what or f"got {value!r}"
+    listed = ", ".join(str(choice) for choice in allowed)
+    return f"{name}: {reason}; allowed: {listed}; the nearest is {nearest(value, allowed)!r}"
+
+
+def _one_of(config, name: str, allowed: Iterable[Any]):
+    value = getattr(config, name)
+    if value not in allowed:
+        raise ConfigError(_choices(name, value, allowed))
+
+
+def _positive(config, *names: str):
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} must be above 0; got {getattr(config, name)}")
+
+
+def _positive_if_given(config, *names: str):
+    _positive(config, *(name for name in names if getattr(config, name) is not None))
+
+
+def _not_negative(config, *names: str):
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} must be 0 or more; got {getattr(config, name)}")
+
+
+def _fraction(config, name: str):
+    value = getattr(config, name)
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"{name} must lie strictly between 0 and 1; got {value}")
+
+
+def _in_range(config, name: str, low: float, high: float):
+    value = getattr(config, name)
+    if not low <= value <= high:
+        near = min(max(value, low), high)
+        raise ConfigError(f"{name} must lie in {low}..{high}; got {value}; the nearest is {near}")
+
+
+def _range(config, name: str, low: float):
+    value = getattr(config, name)
+    if len(value) != 2 or not low <= value[0] <= value[1] or value[1] <= 0:
+        raise ConfigError(f"{name} must be (low, high) with {low} <= low <= high; got {value}")
+
+
+def _divides(config, small: str, large: str):
+    a, b = getattr(config, small), getattr(config, large)
+    if b % a:
+        near = min((d for d in range(1, b + 1) if b % d == 0), key=lambda d: abs(d - a))
+        raise ConfigError(f"{small} must divide {large}={b}; got {a}; the nearest is {near}")
+
+
+def _default(config, name: str, value: Any):
+    if getattr(config, name) is None:
+        object.__setattr__(config, name, value)

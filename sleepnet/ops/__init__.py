@@ -1,0 +1,1 @@
+"""Pure array functions: the local rule, window attention, short convolution, positions, norms."""

@@ -1,0 +1,55 @@
+"""Softmax attention of new tokens over the window: what is cached, and each other.
+
+Keys and values come as segments, a sequence of (keys_BSGD, values_BSGD, mask_BTS): the
+ones kept from earlier windows, those cached in this window, and those of this call. The
+scores of all segments share one softmax, so no segment is ever copied into another.
+G key/value heads serve H query heads, H / G each.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Lower than any score, and yet finite: a query that may see nothing gives no NaN.
+MASKED = -1e30
+
+
+def full(q_BTHD, segments, *, precision=None):
+    """Attends T queries over all segments.
+
+    Args:
+      q_BTHD: queries, already rotated, as are the keys.
+      segments: (keys_BSGD, values_BSGD, mask_BTS) each; True where a query may look.
+      precision: of the two products.
+
+    Returns:
+      out_BTHD in the dtype of the values. Scores and softmax are float32.
+    """
+    B, T, H, D = q_BTHD.shape
+    G = segments[0][0].shape[2]
+    q = q_BTHD.reshape(B, T, G, H // G, D) / math.sqrt(D)
+    scores = [
+        jnp.where(
+            mask[:, None, None],
+            jnp.einsum(
+                "btghd,bsgd->bghts", q, keys, precision=precision,
+                preferred_element_type=jnp.float32,
+            ),
+            MASKED,
+        )
+        for keys, _, mask in segments
+    ]  # fmt: skip
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    out, start = 0.0, 0
+    for keys, values, _ in segments:
+        part = weights[..., start : start + keys.shape[1]].astype(values.dtype)
+        out += jnp.einsum("bghts,bsgd->btghd", part, values, precision=precision)
+        start += keys.shape[1]
+    return out.reshape(B, T, H, D)
+
+
+def step(q_BHD, segments, *, precision=None):
+    """`full` for one query per row, without the axis T; the masks are (B, S)."""
+    with_time = [(keys, values, mask[:, None]) for keys, values, mask in segments]
+    return full(q_BHD[:, None], with_time, precision=precision)[:, 0]

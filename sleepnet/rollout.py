@@ -1,0 +1,171 @@
+"""Rollout: many windows in one differentiable call, for training and scoring.
+
+Every window is woken once, where its loss is read; every window but the last then sleeps.
+It shares `live_window` with sleep, and agrees with streaming `wake` and `sleep`.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from sleepnet import cache, model
+from sleepnet.config import ModelConfig
+from sleepnet.sleep import live_window
+from sleepnet.types import Array, FastWeights
+
+
+@struct.dataclass
+class Rollout:
+    """What a rollout saw at the scored positions, and the minds it left.
+
+    nll_BWL: float32, -log p(target) in nats; 0 where nothing is scored.
+    prediction_BWL: int32, the likeliest token; -1 where nothing is scored.
+    fast_weights: after the last window.
+    """
+
+    nll_BWL: Array
+    prediction_BWL: Array
+    fast_weights: FastWeights
+
+
+def rollout(
+    params,
+    tokens_BWL,
+    length_BW=None,
+    targets_BWL=None,
+    mask_BWL=None,
+    *,
+    config: ModelConfig,
+    window_passes: tuple[int, ...] | None = None,
+    scored_per_window: tuple[int, ...] | None = None,
+    reset_BW=None,
+) -> Rollout:
+    """Lives through W windows from newborn minds and scores the targets.
+
+    Args:
+      params: from `init_params`; differentiate with respect to them outside.
+      tokens_BWL: int token ids, a prefix of each window valid.
+      length_BW: int32, valid tokens of each window; all by default.
+      targets_BWL: int32, the token to predict *at* each scored position: never shifted here.
+      mask_BWL: bool, the scored positions; none by default.
+      config: static.
+      window_passes: static, passes of each window; by default N everywhere, 1 for the last.
+        The paper's rule is 1 for every window that bears loss.
+      scored_per_window: static, at most so many positions of each window are scored; logits
+        are computed for no more. All of a window by default.
+      reset_BW: bool, rows that begin a new document at this window: all that their earlier
+        windows left is dropped first.
+
+    Raises:
+      ValueError: shapes or static tuples that do not fit.
+    """
+    B, W, L = _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config)
+    window_passes = window_passes or (config.passes,) * (W - 1) + (1,)
+    if targets_BWL is None or mask_BWL is None:
+        targets_BWL, mask_BWL = jnp.zeros_like(tokens_BWL), jnp.zeros(tokens_BWL.shape, bool)
+        scored_per_window = (0,) * W
+    scored_per_window = scored_per_window or (L,) * W
+    _check_windows(window_passes, scored_per_window, W, L)
+    if length_BW is None:
+        length_BW = jnp.full((B, W), L, jnp.int32)
+    if reset_BW is None:
+        reset_BW = jnp.zeros((B, W), bool)
+
+    minds = (
+        cache.empty_fast_weights(config, B),
+        cache.empty_carried(config, B),
+        jnp.zeros((B,), jnp.int32),
+    )
+    by_window = [
+        jnp.moveaxis(jnp.asarray(x), 1, 0)
+        for x in (tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW)
+    ]
+    scores, start = [], 0
+    for (passes, scored), group in itertools.groupby(
+        zip(window_passes, scored_per_window, strict=True)
+    ):
+        stop = start + len(list(group))
+        windows = [x[start:stop] for x in by_window]
+        minds, score = _live(params, minds, windows, config, passes, scored)
+        scores.append(score)
+        start = stop
+    nll_WBL, prediction_WBL = (jnp.concatenate(x) for x in zip(*scores, strict=True))
+    return Rollout(
+        nll_BWL=jnp.moveaxis(nll_WBL, 0, 1),
+        prediction_BWL=jnp.moveaxis(prediction_WBL, 0, 1),
+        fast_weights=minds[0],
+    )
+
+
+def _live(params, minds, windows, config, passes, scored):
+    """Consecutive windows with equal passes and equally many scored positions, in one scan."""
+
+    def one_window(minds, window):
+        tokens_BL, length_B, targets_BL, mask_BL, reset_B = window
+        fast_weights, carried, kept_B = _reset(minds, reset_B)
+        y_BLD, *minds = live_window(
+            params, fast_weights, carried, kept_B, tokens_BL, length_B,
+            config=config, passes=passes,
+        )  # fmt: skip
+        return tuple(minds), _score(params, y_BLD, targets_BL, mask_BL, config, scored)
+
+    if "window" in config.remat_levels:
+        one_window = jax.checkpoint(one_window)
+    count = len(windows[0])
+    return lax.scan(one_window, minds, windows, unroll=count if config.unroll else 1)
+
+
+def _reset(minds, reset_B):
+    fast_weights, carried, kept_B = minds
+    fresh = jax.tree.map(jnp.zeros_like, (fast_weights, carried))
+    fast_weights, carried = cache.select_rows(reset_B, fresh, (fast_weights, carried))
+    return fast_weights, carried, jnp.where(reset_B, 0, kept_B)
+
+
+def _score(params, y_BLD, targets_BL, mask_BL, config, scored):
+    """-log p(target) and the likeliest token at up to `scored` masked positions per row."""
+    nll_BL = jnp.zeros(targets_BL.shape, jnp.float32)
+    prediction_BL = jnp.full(targets_BL.shape, -1, jnp.int32)
+    if scored == 0:
+        return nll_BL, prediction_BL
+    place_BS = jnp.argsort(~mask_BL, axis=1, stable=True)[:, :scored]
+    y_BSD = jnp.take_along_axis(y_BLD, place_BS[..., None], axis=1)
+    logits_BSY = model.logits(params, y_BSD, config=config)
+    target_BS, mask_BS = (jnp.take_along_axis(x, place_BS, 1) for x in (targets_BL, mask_BL))
+    log_p_BSY = jax.nn.log_softmax(logits_BSY)
+    nll_BS = -jnp.take_along_axis(log_p_BSY, target_BS[..., None], axis=-1)[..., 0]
+    row_BS = jnp.arange(len(place_BS))[:, None]
+    nll_BL = nll_BL.at[row_BS, place_BS].set(jnp.where(mask_BS, nll_BS, 0.0))
+    likeliest_BS = jnp.argmax(logits_BSY, axis=-1).astype(jnp.int32)
+    prediction_BL = prediction_BL.at[row_BS, place_BS].set(jnp.where(mask_BS, likeliest_BS, -1))
+    return nll_BL, prediction_BL
+
+
+def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config):
+    if np.ndim(tokens_BWL) != 3 or tokens_BWL.shape[2] > config.window:
+        raise ValueError(
+            f"tokens must have shape (B, W, up to {config.window}); got {np.shape(tokens_BWL)}"
+        )
+    B, W, L = tokens_BWL.shape
+    for name, x, shape in (
+        ("length_BW", length_BW, (B, W)),
+        ("targets_BWL", targets_BWL, (B, W, L)),
+        ("mask_BWL", mask_BWL, (B, W, L)),
+        ("reset_BW", reset_BW, (B, W)),
+    ):
+        if x is not None and np.shape(x) != shape:
+            raise ValueError(f"{name} must have shape {shape}; got {np.shape(x)}")
+    return B, W, L
+
+
+def _check_windows(window_passes, scored_per_window, W, L):
+    if len(window_passes) != W or min(window_passes) < 1:
+        raise ValueError(f"window_passes must be {W} numbers of 1 or more; got {window_passes}")
+    if len(scored_per_window) != W or not all(0 <= s <= L for s in scored_per_window):
+        raise ValueError(
+            f"scored_per_window must be {W} numbers in 0..{L}; got {scored_per_window}"
+        )

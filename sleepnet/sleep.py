@@ -1,0 +1,183 @@
+"""Sleep: N passes over a window fold it into the fast weights; then the window is dropped.
+
+Algorithm 1 of Lee et al. 2026 (arXiv 2605.26099). The wake pass is the first of the N, for
+it ran the same blocks from the same fast weights on the same tokens. Each further pass runs
+the core over the features that the pass before left, from the fast weights it left; keys,
+values and gates are those of the refined features. Behind the last, the coda reads the final
+features once from the fast weights that it committed at the last sleep.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sleepnet import cache, model
+from sleepnet.config import PARTS, ModelConfig
+from sleepnet.types import Carried, FastWeights, Span, WakeState
+from sleepnet.wake import check_tokens, first_pass
+
+
+def sleep(
+    params, state: WakeState, *, config: ModelConfig, passes: int | None = None, rows_B=None
+) -> WakeState:
+    """Commits the window of every selected row to its fast weights and empties it.
+
+    Costs `passes` - 1 passes of the core over the window, and one of the coda if there is
+    one; with `passes` = 1 only the eviction. A row without tokens keeps its fast weights.
+
+    Args:
+      params: from `init_params`.
+      state: one mind per row, at any place of its window; the caller's stays alive.
+      config: static.
+      passes: N; `config.passes` by default.
+      rows_B: bool, the rows that sleep; all by default. Other rows stay bit for bit.
+
+    Raises:
+      ValueError: `passes` below 1, or `rows_B` of the wrong shape.
+    """
+    passes = _check_passes(config, passes)
+    batch = state.window.length_B.shape
+    if rows_B is not None and np.shape(rows_B) != batch:
+        raise ValueError(f"rows_B must have shape {batch}; got {np.shape(rows_B)}")
+    return _sleep(params, state, rows_B, config=config, passes=passes)
+
+
+def sleep_from_tokens(
+    params,
+    state: WakeState,
+    tokens_BT,
+    *,
+    config: ModelConfig,
+    length_B=None,
+    passes: int | None = None,
+) -> WakeState:
+    """Reads a window of T <= L tokens and sleeps on it: all N passes, no window cache filled.
+
+    The same as `wake` and then `sleep`, for a context that needs no answer.
+
+    Args:
+      state: minds whose windows are empty.
+      tokens_BT, length_B: as for `wake`.
+      passes: N; `config.passes` by default.
+
+    Raises:
+      ValueError: as `wake`; and, where the values are at hand, a window that is not empty.
+    """
+    passes = _check_passes(config, passes)
+    check_tokens(config, state.window.length_B, tokens_BT, length_B)
+    if not isinstance(state.window.length_B, jax.core.Tracer):
+        for row in np.flatnonzero(np.asarray(state.window.length_B)):
+            raise ValueError(
+                f"row {row} already holds {state.window.length_B[row]} tokens: "
+                f"`wake` the new ones, then `sleep`; or `sleep` first"
+            )
+    if length_B is None:
+        length_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1], jnp.int32)
+    return _sleep_from_tokens(params, state, tokens_BT, length_B, config=config, passes=passes)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "passes"))
+def _sleep(params, state, rows_B, *, config, passes):
+    window = state.window
+    fast_weights = refine(
+        params,
+        window.features_BLD,
+        state.fast_weights,
+        cache.fast_weights_of(window.blocks),
+        window.carried,
+        cache.fresh_span(config, window.length_B, window.kept_B, config.window),
+        config=config,
+        passes=passes,
+    )
+    carried, kept_B = cache.carry_over(
+        config, window.carried, window.blocks, window.length_B, window.kept_B
+    )
+    slept = _awake(config, fast_weights, carried, kept_B)
+    return slept if rows_B is None else cache.select_states(rows_B, slept, state)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "passes"))
+def _sleep_from_tokens(params, state, tokens_BT, length_B, *, config, passes):
+    window = state.window
+    _, fast_weights, carried, kept_B = live_window(
+        params, state.fast_weights, window.carried, window.kept_B, tokens_BT, length_B,
+        config=config, passes=passes,
+    )  # fmt: skip
+    return _awake(config, fast_weights, carried, kept_B)
+
+
+def live_window(
+    params, before: FastWeights, carried: Carried, kept_B, tokens_BT, length_B, *, config, passes
+):
+    """One window from its first token to its sleep: the first pass, and `passes` - 1 more.
+
+    Returns:
+      y_BTD of the first pass, for the head; and the fast weights, carried caches and kept_B
+      with which the next window starts.
+    """
+    span = cache.fresh_span(config, length_B, kept_B, tokens_BT.shape[1])
+    past = {part: cache.fresh_past(config, before, carried, part) for part in PARTS}
+    features_BTD, y_BTD, written = first_pass(params, tokens_BT, past, span, config=config)
+    after = refine(
+        params, features_BTD, before, cache.fast_weights_of(written), carried, span,
+        config=config, passes=passes,
+    )  # fmt: skip
+    carried, kept_B = cache.carry_over(config, carried, written, length_B, kept_B)
+    return y_BTD, after, carried, kept_B
+
+
+def refine(
+    params,
+    features_BTD,
+    before: FastWeights,
+    working: FastWeights,
+    carried: Carried,
+    span: Span,
+    *,
+    config: ModelConfig,
+    passes: int,
+) -> FastWeights:
+    """Passes 2..N over a window whose first pass is done.
+
+    Args:
+      features_BTD: of the first pass, at the core's exit.
+      before: the fast weights with which the window began.
+      working: those that the first pass left.
+      carried: what crossed into the window; every pass starts from it and none writes it.
+
+    Returns:
+      The fast weights to commit.
+    """
+    if passes == 1:
+        return working
+
+    def run(part, fast_weights, x_BTD):
+        past = cache.fresh_past(config, fast_weights, carried, part)
+        x_BTD, written = model.blocks(params, x_BTD, past, span, config=config, part=part)
+        return x_BTD, cache.fast_weights_of({part: written})
+
+    def one_pass(refined, _):
+        x_BTD, core = refined
+        return run("core", core, x_BTD), None
+
+    if "pass" in config.remat_levels:
+        one_pass = jax.checkpoint(one_pass)
+    refined = (features_BTD, {"core": working["core"]})
+    unroll = passes - 1 if config.unroll else 1
+    (x_BTD, core), _ = lax.scan(one_pass, refined, length=passes - 1, unroll=unroll)
+    return working | core | run("coda", before, x_BTD)[1]
+
+
+def _awake(config, fast_weights, carried, kept_B):
+    window = cache.empty_window(config, fast_weights, carried, kept_B)
+    return WakeState(fast_weights=fast_weights, window=window)
+
+
+def _check_passes(config, passes):
+    passes = config.passes if passes is None else passes
+    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+        raise ValueError(f"passes must be a whole number of 1 or more; got {passes!r}")
+    return passes

@@ -1,0 +1,138 @@
+"""Wake: one causal pass over new tokens. It reads fast weights and writes the window cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleepnet import cache, model
+from sleepnet.config import PARTS, ModelConfig
+from sleepnet.types import Array, BlockCaches, Span, WakeState
+
+LOGITS = ("all", "last", "none")
+
+
+def wake(
+    params,
+    state: WakeState,
+    tokens_BT,
+    *,
+    config: ModelConfig,
+    length_B=None,
+    logits: str = "all",
+) -> tuple[Array | None, WakeState]:
+    """Reads T >= 1 tokens in one compiled pass. The fast weights are not changed, bit for bit.
+
+    Any split of a window into calls gives the same result.
+
+    Args:
+      params: from `init_params`.
+      state: one mind per row; the caller's stays alive.
+      tokens_BT: int token ids, below `config.vocab_size`.
+      config: static.
+      length_B: how many of the T tokens are valid in each row, a prefix; all by default.
+      logits: "all" (B, T, Y), "last" (B, Y) at each row's last valid token, or "none".
+
+    Returns:
+      float32 logits that predict the token after each (None for "none"), and the new state.
+
+    Raises:
+      ValueError: shapes that do not fit, T above the window, an unknown `logits`; and, where
+        the values are at hand (outside jit), a row that would cross its boundary or a token
+        id outside the vocabulary. Under jit such rows lose the tokens past the boundary.
+    """
+    if logits not in LOGITS:
+        raise ValueError(f"logits must be one of {', '.join(LOGITS)}; got {logits!r}")
+    check_tokens(config, state.window.length_B, tokens_BT, length_B)
+    if length_B is None:
+        length_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1], jnp.int32)
+    return _wake(params, state, tokens_BT, length_B, config=config, logits=logits)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "logits"))
+def _wake(params, state, tokens_BT, length_B, *, config, logits):
+    window = state.window
+    span = cache.next_span(config, window, length_B, tokens_BT.shape[1])
+    past = {part: cache.window_past(window, part) for part in PARTS}
+    features_BTD, y_BTD, written = first_pass(params, tokens_BT, past, span, config=config)
+    window = cache.append(config, window, written, features_BTD, span)
+    return _read(params, y_BTD, length_B, config, logits), state.replace(window=window)
+
+
+def first_pass(params, tokens_BT, past: BlockCaches, span: Span, *, config: ModelConfig):
+    """Embedding, prelude, core and coda, once.
+
+    Returns:
+      features_BTD at the core's exit, where sleep goes on; y_BTD behind the last block, which
+      the head reads; and what every block wrote.
+    """
+    written = {}
+    x_BTD = model.embed(params, tokens_BT, span.position_BT, config=config)
+    for part in ("prelude", "core"):
+        x_BTD, written[part] = model.blocks(
+            params, x_BTD, past[part], span, config=config, part=part
+        )
+    y_BTD, written["coda"] = model.blocks(
+        params, x_BTD, past["coda"], span, config=config, part="coda"
+    )
+    return x_BTD, y_BTD, written
+
+
+def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
+    """Raises ValueError for tokens that do not fit the window or the vocabulary.
+
+    Shapes are always checked; values only where they are at hand: not under a transformation.
+    """
+    if np.ndim(tokens_BT) != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
+        raise ValueError(
+            f"tokens must be whole numbers of shape (B, T); got {tokens_BT.dtype} of shape "
+            f"{np.shape(tokens_BT)}"
+        )
+    B, T = tokens_BT.shape
+    if B != filled_B.shape[0]:
+        raise ValueError(f"the state has {filled_B.shape[0]} rows and tokens_BT has {B}")
+    if not 1 <= T <= config.window:
+        raise ValueError(
+            f"a call takes 1 to {config.window} tokens (config.window); got {T}: "
+            f"split them and sleep at each boundary"
+        )
+    if length_B is not None and np.shape(length_B) != (B,):
+        raise ValueError(f"length_B must have shape ({B},); got {np.shape(length_B)}")
+    _check_values(config, filled_B, tokens_BT, T if length_B is None else length_B)
+
+
+def _check_values(config, filled_B, tokens_BT, length_B):
+    if not all(map(_at_hand, (filled_B, tokens_BT, length_B))):
+        return
+    B, T = tokens_BT.shape
+    filled_B, tokens_BT = np.asarray(filled_B), np.asarray(tokens_BT)
+    length_B = np.broadcast_to(length_B, (B,))
+    for row in np.flatnonzero((length_B < 0) | (length_B > T)):
+        raise ValueError(f"length_B must lie in 0..{T}; got {length_B[row]} in row {row}")
+    for row in np.flatnonzero(filled_B + length_B > config.window):
+        raise ValueError(
+            f"row {row} holds {filled_B[row]} of {config.window} tokens and cannot take "
+            f"{length_B[row]} more: feed it {config.window - filled_B[row]}, then sleep"
+        )
+    valid_BT = np.arange(T) < length_B[:, None]
+    for row, t in np.argwhere(valid_BT & ((tokens_BT < 0) | (tokens_BT >= config.vocab_size))):
+        raise ValueError(
+            f"token id {tokens_BT[row, t]} in row {row}, place {t} is outside the vocabulary: "
+            f"ids lie in 0..{config.vocab_size - 1}"
+        )
+
+
+def _at_hand(x) -> bool:
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
+
+
+def _read(params, y_BTD, length_B, config, logits):
+    if logits == "none":
+        return None
+    if logits == "last":
+        last_B = jnp.maximum(length_B - 1, 0)
+        y_BTD = jnp.take_along_axis(y_BTD, last_B[:, None, None], axis=1)[:, 0]
+    return model.logits(params, y_BTD, config=config)
