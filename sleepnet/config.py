@@ -182,7 +182,8 @@ class DepoConfig:
     the last token of each is marked as the end of the word.
 
     The paper's setting (PAPER: Depo, 75 nodes): nodes=75, window=75, hops=16,
-    symbols=50, max_word=2, queries=10, min_nodes=3.
+    symbols=50, max_word=2, queries=10, min_nodes=3. In a training cycle of n < k nodes
+    the walk goes round.
     """
 
     name: str = "depo"
@@ -209,9 +210,11 @@ class DepoConfig:
         _in_range(self, "min_nodes", 3, self.nodes)
         _in_range(self, "min_word", 1, self.max_word)
         _in_range(self, "queries", 1, self.nodes)
-        _in_range(self, "hops", 1, self.min_nodes - 1)  # k = nodes asks nothing: it leads back
-        if not self.test_hops or min(self.test_hops) < 1 or max(self.test_hops) > self.hops:
-            raise ConfigError(f"test_hops must lie in 1..{self.hops} (hops); got {self.test_hops}")
+        _in_range(self, "hops", 1, self.nodes - 1)  # k = nodes asks nothing: it leads back
+        rising = list(self.test_hops) == sorted(set(self.test_hops))
+        if not self.test_hops or not rising or not 1 <= self.test_hops[0] <= self.hops:
+            raise ConfigError(f"test_hops must rise within 1..{self.hops}; got {self.test_hops}")
+        _in_range(self, "hops", self.test_hops[-1], self.nodes - 1)
         words = sum(self.symbols**size for size in range(self.min_word, self.max_word + 1))
         if words < self.nodes:
             raise ConfigError(

@@ -8,10 +8,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.layers import BLOCKS
+from sleepnet.loop import loop
 from sleepnet.ops import norm
 from sleepnet.types import AttentionCache, DeltaCache, Span
 
@@ -78,8 +78,8 @@ def blocks(params, x_BTD, past: tuple, span: Span, *, config: ModelConfig, part:
             written.append(block_written)
         return x_BTD, tuple(written)
 
-    unroll = repeats if config.unroll else 1
-    return lax.scan(one_period, x_BTD, (params[part], past), unroll=unroll)
+    stacked = (params[part], past)
+    return loop(one_period, x_BTD, stacked, length=repeats, unroll=config.unroll)
 
 
 def logits(params, y_BTD, *, config: ModelConfig):

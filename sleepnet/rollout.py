@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
 from sleepnet import cache, model
 from sleepnet.config import ModelConfig
+from sleepnet.loop import loop
 from sleepnet.sleep import live_window
 from sleepnet.types import Array, FastWeights
 
@@ -115,8 +115,7 @@ def _live(params, minds, windows, config, passes, scored):
 
     if "window" in config.remat_levels:
         one_window = jax.checkpoint(one_window)
-    count = len(windows[0])
-    return lax.scan(one_window, minds, windows, unroll=count if config.unroll else 1)
+    return loop(one_window, minds, windows, length=len(windows[0]), unroll=config.unroll)
 
 
 def _reset(minds, reset_B):

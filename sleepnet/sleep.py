@@ -12,10 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.loop import loop
 from sleepnet.types import Carried, FastWeights, Span, WakeState
 from sleepnet.wake import check_tokens, first_pass
 
@@ -166,8 +166,7 @@ def refine(
     if "pass" in config.remat_levels:
         one_pass = jax.checkpoint(one_pass)
     refined = (features_BTD, {"core": working["core"]})
-    unroll = passes - 1 if config.unroll else 1
-    (x_BTD, core), _ = lax.scan(one_pass, refined, length=passes - 1, unroll=unroll)
+    (x_BTD, core), _ = loop(one_pass, refined, length=passes - 1, unroll=config.unroll)
     return working | core | run("coda", before, x_BTD)[1]
 
 

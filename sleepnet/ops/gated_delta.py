@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sleepnet.loop import loop
+
 MAX_CHUNK = 64
 # Every product here touches a fast weight or the inverse. Left to the platform, a float32
 # product is bfloat16 multiplies on TPU and TF32 on Hopper.
@@ -95,7 +97,7 @@ def chunked(
     T = v.shape[1]
     size = chunk or chunk_size(T)
     q, k, v, g, beta = (_to_chunks(x, size) for x in (q, k, v, g, beta))
-    total = jnp.cumsum(g, axis=-1)  # G, (N, B, H, C)
+    total = _running_sum(g)  # G, (N, B, H, C)
     decay = _decay(total)
     attended = _einsum("nbhik,nbhjk->nbhij", q, k) * decay
     solved = _solved(k, beta, decay, rule)
@@ -113,7 +115,7 @@ def chunked(
 
     chunks = (q * from_start, k * from_start, k * to_end, v, beta[..., None], attended, solved,
               whole)  # fmt: skip
-    state, out = lax.scan(one_chunk, state, chunks, unroll=len(q) == 1)
+    state, out = loop(one_chunk, state, chunks, length=len(q), unroll=False)
     return _from_chunks(out, T).astype(v_BTHV.dtype), state
 
 
@@ -128,7 +130,7 @@ def summarize(k_BTHK, v_BTHV, g_BTH, beta_BTH, *, rule="gated_delta", chunk=None
     size = chunk or chunk_size(v.shape[1])
     identity = jnp.broadcast_to(jnp.eye(k.shape[-1]), _initial(k, k, None).shape)
     k, v, g, beta = (_to_chunks(x, size) for x in (k, v, g, beta))
-    total = jnp.cumsum(g, axis=-1)
+    total = _running_sum(g)
     solved = _solved(k, beta, _decay(total), rule)
     k_end = k * jnp.exp(total[..., -1:] - total)[..., None]
     whole = jnp.exp(total[..., -1])[..., None, None]
@@ -253,6 +255,12 @@ def _to_chunks(x_BTH, size):
 def _from_chunks(out_NBHCV, T):
     N, B, H, C, V = out_NBHCV.shape
     return jnp.moveaxis(out_NBHCV, (0, 2), (1, 3)).reshape(B, N * C, H, V)[:, :T]
+
+
+def _running_sum(g_C):
+    """Cumulative sum as one product: `jnp.cumsum` is a tree of small operations on CPU and GPU."""
+    C = g_C.shape[-1]
+    return _einsum("...j,ij->...i", g_C, jnp.tril(jnp.ones((C, C), jnp.float32)))
 
 
 def _decay(total_C):

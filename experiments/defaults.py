@@ -1,0 +1,46 @@
+"""The ConfigDict that experiments fill in: every field of every section, at its default.
+
+A field that stands here can be overridden on the command line, with its type checked:
+--config.model.passes=4.
+"""
+
+import dataclasses
+
+import ml_collections
+from ml_collections import config_dict
+
+from sleepnet.config import TASKS, EvaluationConfig, ModelConfig, TrainingConfig
+
+
+def experiment(*, task: dict, model: dict, training: dict, evaluation: dict | None = None):
+    """The config of one experiment; what is not given keeps its default.
+
+    model.vocab_size and model.window may be left out: they follow the task.
+    """
+    sections = {
+        "task": (TASKS[task["name"]], task),
+        "model": (ModelConfig, model),
+        "training": (TrainingConfig, training),
+        "evaluation": (EvaluationConfig, evaluation or {}),
+    }
+    return ml_collections.ConfigDict(
+        {name: _section(cls, values) for name, (cls, values) in sections.items()}
+    )
+
+
+def _section(cls: type, values: dict) -> dict:
+    fields = {}
+    for field in dataclasses.fields(cls):
+        follows_task = cls is ModelConfig and field.name in ("vocab_size", "window")
+        default = None if follows_task else field.default
+        value = values.pop(field.name, default)
+        fields[field.name] = _placeholder(field.type) if value is None else value
+    if values:
+        raise TypeError(f"{cls.__name__} has no field {', '.join(values)}")
+    return fields
+
+
+def _placeholder(annotation):
+    """None that takes only the field's type: `int | None` -> int."""
+    kinds = [kind for kind in getattr(annotation, "__args__", [annotation]) if kind is not type(None)]
+    return config_dict.placeholder(getattr(kinds[0], "__origin__", kinds[0]))

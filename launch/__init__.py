@@ -1,0 +1,1 @@
+"""Command-line programs: thin absl entry points over the library."""

@@ -1,0 +1,99 @@
+"""What every program shares: the config flag, and errors as one clear line."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from sleepnet.config import ConfigError, ExperimentConfig, from_dict, nearest
+from sleepnet.storage import StorageError
+
+USER_ERRORS = (ConfigError, StorageError)
+
+
+def run(main: Callable[[list[str]], int | None], *, also: tuple[type[Exception], ...] = ()):
+    """`app.run`, with bad flags and expected errors answered in a line, and exit code 2."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except (*USER_ERRORS, *also) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def define_config():
+    """Defines --config=experiments/NAME.py with --config.section.field=value overrides."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "Experiment file, such as experiments/depo_small.py."
+    )
+
+
+def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
+    """The frozen, validated config; vocabulary and window follow the task where not given."""
+    from sleepnet import tasks  # its loader is slow to import, and bad values need no loader
+
+    sections = values.to_dict()
+    task = from_dict(_with_model(sections, vocab_size=1)).task
+    made = tasks.make(task)
+    config = from_dict(_with_model(sections, vocab_size=made.vocab_size))
+    if config.model.vocab_size < made.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size}, but the task has "
+            f"{made.vocab_size} tokens; leave it out, and it follows the task"
+        )
+    return config
+
+
+def _with_model(sections: dict, vocab_size: int) -> dict:
+    model = dict(sections["model"])
+    for field, value in (("vocab_size", vocab_size), ("window", sections["task"]["window"])):
+        if model.get(field) is None:
+            model[field] = value
+    return sections | {"model": model}
+
+
+def _parse(argv):
+    """absl's parser; what it or a config file raises becomes a ConfigError."""
+    _check_config_path(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise ConfigError(str(error)) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(_explain(argv, error)) from None
+
+
+def _check_config_path(argv):
+    """config_flags reports a missing file only after a traceback of its own."""
+    for argument in argv[1:]:
+        if not argument.startswith(("--config=", "-config=")):
+            continue
+        path = pathlib.Path(argument.split("=", 1)[1].split(":")[0])
+        if not path.exists():
+            known = sorted(str(p) for p in path.parent.glob("*.py")) or ["experiments/*.py"]
+            raise ConfigError(
+                f"--config={path} does not exist; there are: {', '.join(known)}; "
+                f"the nearest is {nearest(path, known)}"
+            )
+
+
+def _explain(argv, error) -> str:
+    """Which override failed, with the nearest field that exists."""
+    from sleepnet import config as c
+
+    sections = {"model": [c.ModelConfig], "task": list(c.TASKS.values()),
+                "training": [c.TrainingConfig], "evaluation": [c.EvaluationConfig]}  # fmt: skip
+    paths = [
+        f"config.{section}.{field.name}"
+        for section, classes in sections.items()
+        for cls in classes
+        for field in dataclasses.fields(cls)
+    ]
+    for argument in argv[1:]:
+        name = argument.lstrip("-").split("=")[0]
+        if name.startswith("config.") and name not in paths:
+            return f"--{name}: no such field; the nearest is --{nearest(name, paths)}"
+    return str(error)

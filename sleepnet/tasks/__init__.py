@@ -1,0 +1,34 @@
+"""Tasks that need deep reasoning over a context that is gone when the question comes."""
+
+from sleepnet.config import DepoConfig, Rule110Config, TaskConfig
+from sleepnet.tasks.base import Floor, Task
+from sleepnet.tasks.depo import Depo
+from sleepnet.tasks.layout import Example
+from sleepnet.tasks.loader import TaskSource, batches, check_batch
+from sleepnet.tasks.rule110 import Rule110
+
+__all__ = [
+    "Depo",
+    "Example",
+    "Floor",
+    "Rule110",
+    "Task",
+    "TaskSource",
+    "batches",
+    "check_batch",
+    "make",
+]
+
+_TASKS = {DepoConfig: Depo, Rule110Config: Rule110}
+
+
+def make(config: TaskConfig) -> Task:
+    """The task that a config describes.
+
+    Raises:
+      TypeError: not the config of a task.
+    """
+    if type(config) not in _TASKS:
+        names = ", ".join(cls.__name__ for cls in _TASKS)
+        raise TypeError(f"no task is made from a {type(config).__name__}; choose from {names}")
+    return _TASKS[type(config)](config)

@@ -1,0 +1,95 @@
+"""What every task offers to training and evaluation."""
+
+import abc
+from typing import NamedTuple
+
+from sleepnet.config import TaskConfig
+from sleepnet.tasks.layout import Example, Layout
+
+
+class Floor(NamedTuple):
+    """The accuracy of the best answer that never reads the context.
+
+    Attributes:
+      answer: the probability that one answer is right.
+      exact: the probability that all answers of one depth in an example are right.
+    """
+
+    answer: float
+    exact: float
+
+
+class Task(abc.ABC):
+    """Examples by number, each an independent function of (config.seed, split, index)."""
+
+    depth_name: str  # what depth counts, for people: "hops" or "steps"
+
+    def __init__(self, config: TaskConfig, layout: Layout, vocab_size: int):
+        self.config = config
+        self.layout = layout
+        self.vocab_size = vocab_size
+
+    @property
+    def window(self) -> int:
+        """Tokens of each window, L."""
+        return self.layout.window
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of each example, W."""
+        return self.layout.num_windows
+
+    @property
+    def num_context_windows(self) -> int:
+        """How many windows come first that bear no loss."""
+        return self.layout.num_context_windows
+
+    @property
+    def scored_per_window(self) -> tuple[int, ...]:
+        """A static upper bound of the scored positions of each window; 0 for context windows."""
+        return self.layout.scored_per_window
+
+    def window_passes(self, passes: int) -> tuple[int, ...]:
+        """The passes of each window: `passes` where the model sleeps, 1 where loss is read."""
+        questions = self.num_windows - self.num_context_windows
+        return (passes,) * self.num_context_windows + (1,) * questions
+
+    @property
+    @abc.abstractmethod
+    def depths(self) -> tuple[int, ...]:
+        """The depths that the test split asks."""
+
+    @abc.abstractmethod
+    def example(self, split: str, index: int) -> Example:
+        """Example `index` of `split`, with arrays of shape (W,) and (W, L).
+
+        Raises:
+          ValueError: an unknown split, a negative index, or a split too small to hold anything.
+        """
+
+    @abc.abstractmethod
+    def floor(self, depth: int) -> Floor:
+        """What guessing scores on the test split.
+
+        Raises:
+          ValueError: a depth that test does not ask.
+        """
+
+    @abc.abstractmethod
+    def token_name(self, token: int) -> str:
+        """How to show a token to people.
+
+        Raises:
+          ValueError: a token outside the vocabulary.
+        """
+
+    def _check_depth(self, depth: int):
+        if depth not in self.depths:
+            raise ValueError(
+                f"the test split asks no question of {depth} {self.depth_name}; "
+                f"choose from {self.depths}"
+            )
+
+    def _check_token(self, token: int):
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} lies outside 0..{self.vocab_size - 1}")

@@ -1,0 +1,136 @@
+"""Depo: a cycle told as shuffled edges, then "which node is k hops from here?"."""
+
+import math
+
+import numpy as np
+
+from sleepnet.config import DepoConfig
+from sleepnet.tasks.base import Floor, Task
+from sleepnet.tasks.layout import Example, Layout, Question, cut_right_aligned
+from sleepnet.tasks.splits import draw_in_split, generator
+from sleepnet.tasks.words import Words
+
+
+class Depo(Task):
+    """Walk k hops along a directed cycle of words.
+
+    Tokens: the words' tokens, then one hop token for each k in 1..hops, then, where words may be
+    longer than one token, one that starts an answer.
+
+    The context lists the edges "u v" in a random order. It is cut at every window, whether or not
+    an edge is whole, and a short one leaves the first windows short or empty.
+
+    A question reads [start, hop] where words are single tokens, and its answer is scored at the
+    hop token. Else it reads [hop, start.., answer mark, answer but its last token]; the answer is
+    scored from the mark on, each of its tokens given those before (teacher forcing).
+
+    Training and test never share a cycle, by construction: the cycle itself, whatever the order of
+    its edges, the questions and the seed, is hashed into one of the two splits, and an example
+    draws cycles until one falls into its own.
+    """
+
+    depth_name = "hops"
+    config: DepoConfig
+
+    def __init__(self, config: DepoConfig):
+        self._words = Words(config.symbols, config.min_word, config.max_word)
+        self._first_hop_token = self._words.num_tokens - 1  # of k = 0, which is never asked
+        self._answer_mark = self._first_hop_token + config.hops + 1
+        self._train_sizes = np.arange(config.min_nodes, config.nodes + 1)
+        cumulative = np.cumsum(1 / (self._train_sizes + math.sqrt(config.nodes)))
+        self._train_size_cdf = cumulative / cumulative[-1]
+        layout = Layout(
+            window=config.window,
+            num_context_windows=math.ceil(config.nodes * 2 * config.max_word / config.window),
+            num_questions=config.queries,
+            question_tokens=config.query_tokens,
+            answer_tokens=config.max_word,
+        )
+        super().__init__(config, layout, self._answer_mark + (config.max_word > 1))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The k that the test split asks."""
+        return self.config.test_hops
+
+    def example(self, split: str, index: int) -> Example:
+        """See `Task.example`."""
+        rng = generator(self.config.seed, split, index)
+        cycle = self._draw_cycle(rng, split)
+        names = [self._words.tokens(word) for word in cycle]
+        successors = names[1:] + names[:1]
+        edges = [names[i] + successors[i] for i in rng.permutation(len(names)).tolist()]
+        stream = [token for edge in edges for token in edge]
+        context = cut_right_aligned(stream, self.window, self.num_context_windows)
+        return self.layout.example(context, self._draw_questions(rng, split, index, names))
+
+    def _draw_cycle(self, rng: np.random.Generator, split: str) -> list[int]:
+        n = self.config.nodes
+        if split == "train" and self.config.min_nodes < n:
+            drawn = np.searchsorted(self._train_size_cdf, rng.random(), side="right")
+            n = int(self._train_sizes[drawn])
+        return draw_in_split(
+            split, self.config.test_fraction, lambda: self._words.draw(rng, n), cycle_identity
+        )
+
+    def _draw_questions(
+        self, rng: np.random.Generator, split: str, index: int, names: list[list[int]]
+    ) -> list[Question]:
+        n = len(names)
+        starts = rng.permutation(n)[: self.config.queries].tolist()
+        hops = self._hops_asked(split, index)
+        # Cheaper than rng.integers, and as uniform as 53 bits can be.
+        asked = [hops[int(u * len(hops))] for u in rng.random(len(starts)).tolist()]
+        return [
+            self._question(names[start], k, names[(start + k) % n])
+            for start, k in zip(starts, asked, strict=True)
+        ]
+
+    def _hops_asked(self, split: str, index: int) -> tuple[int, ...] | range:
+        if split == "test":
+            return self.config.test_hops
+        largest = self.config.hops
+        if self.config.curriculum:
+            largest = min(largest, 1 + largest * index // self.config.curriculum)
+        return range(1, largest + 1)
+
+    def _question(self, start: list[int], k: int, answer: list[int]) -> Question:
+        hop = self._first_hop_token + k
+        if self.config.max_word == 1:
+            return Question(tokens=[*start, hop], targets=answer, depth=k)
+        tokens = [hop, *start, self._answer_mark, *answer[:-1]]
+        return Question(tokens=tokens, targets=answer, depth=k)
+
+    def floor(self, depth: int) -> Floor:
+        """What guessing scores: to name some other node of the cycle.
+
+        Who has not read the edges still learns nodes from the questions, and without the edges
+        every node but the start is equally likely: 1 / (nodes - 1). Only the first question of
+        an example, when there are more words than nodes, is harder to guess. What the answers that
+        are read to longer words rule out is left out.
+
+        `exact` is the expectation over the number m of an example's questions that ask this
+        depth, given m > 0: m is binomial, and the guesses are taken as independent.
+        """
+        self._check_depth(depth)
+        answer = 1 / (self.config.nodes - 1)
+        others = 1 - 1 / len(self.depths)  # a question asks another depth
+        none = others**self.config.queries
+        all_right = (others + (1 - others) * answer) ** self.config.queries  # m = 0 included
+        return Floor(answer=answer, exact=(all_right - none) / (1 - none))
+
+    def token_name(self, token: int) -> str:
+        """A symbol's number with a full stop where it ends a word, "+k" for k hops, or "=>"."""
+        self._check_token(token)
+        if token == self._answer_mark:
+            return "=>"
+        if token > self._first_hop_token:
+            return f"+{token - self._first_hop_token}"
+        end = token >= self.config.symbols
+        return f"{token - self.config.symbols}." if end else str(token)
+
+
+def cycle_identity(cycle: list[int]) -> bytes:
+    """The same bytes for every rotation of a cycle of distinct words, and for no other cycle."""
+    least = cycle.index(min(cycle))
+    return np.array(cycle[least:] + cycle[:least], "<i8").tobytes()

@@ -1,0 +1,100 @@
+"""How a context and its questions become windows: one layout for every task."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Example(NamedTuple):
+    """One example, or a batch of them with a leading B on every array.
+
+    Nothing is shifted: the logits at a scored position predict the target there.
+
+    Attributes:
+      tokens_WL: int32; 0 where padded.
+      length_W: int32; the valid tokens of each window, always a prefix of it.
+      targets_WL: int32; the answer's token at a scored position, else 0.
+      mask_WL: bool; which positions are scored.
+      depth_WL: int32; the hops or steps asked at a scored position, else 0.
+      answer_WL: int32; the question (0, 1, ..) a scored position belongs to, else -1. An answer
+        of several tokens has several scored positions.
+    """
+
+    tokens_WL: np.ndarray
+    length_W: np.ndarray
+    targets_WL: np.ndarray
+    mask_WL: np.ndarray
+    depth_WL: np.ndarray
+    answer_WL: np.ndarray
+
+
+class Question(NamedTuple):
+    """What is read of one question, and what must be predicted at the last tokens of it."""
+
+    tokens: Sequence[int]
+    targets: Sequence[int]  # of the last len(targets) tokens
+    depth: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Context windows first, then windows of whole questions; only the latter are scored."""
+
+    window: int
+    num_context_windows: int
+    num_questions: int  # at most
+    question_tokens: int  # at most
+    answer_tokens: int  # at most
+
+    @functools.cached_property
+    def questions_per_window(self) -> int:
+        """As many as always fit, however long they are."""
+        return self.window // self.question_tokens
+
+    @functools.cached_property
+    def num_windows(self) -> int:
+        """Context and question windows together, W."""
+        return self.num_context_windows + -(-self.num_questions // self.questions_per_window)
+
+    @functools.cached_property
+    def scored_per_window(self) -> tuple[int, ...]:
+        """An upper bound of the scored positions of each window; 0 for context windows."""
+        starts = range(0, self.num_questions, self.questions_per_window)
+        questions = [min(self.questions_per_window, self.num_questions - i) for i in starts]
+        return (0,) * self.num_context_windows + tuple(q * self.answer_tokens for q in questions)
+
+    def example(self, context: Sequence[Sequence[int]], questions: Sequence[Question]) -> Example:
+        """Writes the tokens of each context window, and then the questions one by one."""
+        # Python lists first, then few numpy calls: several times faster for short windows.
+        windows = [*context, *([] for _ in range(self.num_windows - len(context)))]
+        positions, targets, depths, answers = [], [], [], []
+        for number, question in enumerate(questions):
+            w = self.num_context_windows + number // self.questions_per_window
+            windows[w].extend(question.tokens)
+            end, size = w * self.window + len(windows[w]), len(question.targets)
+            positions.extend(range(end - size, end))
+            targets.extend(question.targets)
+            depths.extend([question.depth] * size)
+            answers.extend([number] * size)
+        padded = [[*tokens, *[0] * (self.window - len(tokens))] for tokens in windows]
+        tokens_WL = np.array(padded, np.int32)
+        length_W = np.array([len(tokens) for tokens in windows], np.int32)
+        flat = np.zeros((3, tokens_WL.size), np.int32)
+        flat[2] = -1
+        flat[:, positions] = (targets, depths, answers)
+        targets_WL, depth_WL, answer_WL = flat.reshape(3, *tokens_WL.shape)
+        return Example(tokens_WL, length_W, targets_WL, answer_WL >= 0, depth_WL, answer_WL)
+
+
+def cut_right_aligned(stream: Sequence[int], window: int, num_windows: int) -> list[Sequence[int]]:
+    """Cuts a stream as if it were padded on the left: the last windows are full.
+
+    The padding itself is not part of the windows, so the first ones may be short or empty.
+    """
+    padding = window * num_windows - len(stream)
+    cuts = [max(0, window * w - padding) for w in range(num_windows + 1)]
+    return [stream[start:end] for start, end in itertools.pairwise(cuts)]

@@ -1,0 +1,116 @@
+"""Rule 110: random bits evolve on a ring, and single cells are asked after t steps."""
+
+import numpy as np
+
+from sleepnet.config import Rule110Config
+from sleepnet.tasks.automaton import evolve_packed, probability_of_one
+from sleepnet.tasks.base import Floor, Task
+from sleepnet.tasks.layout import Example, Layout, Question
+from sleepnet.tasks.splits import draw_in_split, generator
+
+_NUM_BITS = 2  # the tokens 0 and 1
+
+
+class Rule110(Task):
+    """Predict cells of several rings after t steps of rule 110.
+
+    Tokens: the bits 0 and 1, then one step token for each t where there are several, then one
+    cell token for each cell that may be asked, string by string.
+
+    Context window i holds the bits of string i. A question reads [step, cell], or [cell] where
+    there is a single t, and its bit is scored at the cell token. One t holds for a whole example.
+    The questions are a random choice in a random order, or, where all cells are asked, in order.
+
+    Training and test never share a state, by construction: each state is hashed into one of the
+    two splits, whatever the seed, and each string is drawn until it falls into the example's own.
+    """
+
+    depth_name = "steps"
+    config: Rule110Config
+
+    def __init__(self, config: Rule110Config):
+        num_step_tokens = len(config.steps) if len(config.steps) > 1 else 0
+        self._num_cell_tokens = config.strings * config.cells_asked
+        self._first_cell_token = _NUM_BITS + num_step_tokens
+        layout = Layout(
+            window=config.window,
+            num_context_windows=config.strings,
+            num_questions=config.questions,
+            question_tokens=2 if num_step_tokens else 1,
+            answer_tokens=1,
+        )
+        super().__init__(config, layout, self._first_cell_token + self._num_cell_tokens)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The t that the test split asks."""
+        return self.config.steps
+
+    def example(self, split: str, index: int) -> Example:
+        """See `Task.example`."""
+        config = self.config
+        rng = generator(config.seed, split, index)
+        step_number = int(rng.integers(self._num_steps_open(split, index)))
+        states = [self._draw_state(rng, split) for _ in range(config.strings)]
+        evolved = [evolve_packed(s, config.cells, config.steps[step_number]) for s in states]
+        context = [_bits(state, config.cells) for state in states]
+        questions = [self._question(step_number, q, evolved) for q in self._draw_asked(rng)]
+        return self.layout.example(context, questions)
+
+    def _num_steps_open(self, split: str, index: int) -> int:
+        """The curriculum: training asks only the first few of `steps` at first."""
+        everything = len(self.config.steps)
+        if split == "test" or not self.config.curriculum:
+            return everything
+        return min(everything, 1 + everything * index // self.config.curriculum)
+
+    def _draw_state(self, rng: np.random.Generator, split: str) -> int:
+        return draw_in_split(
+            split,
+            self.config.test_fraction,
+            draw=lambda: int(rng.integers(2**self.config.cells)),
+            identity=lambda state: state_identity(state, self.config.cells),
+        )
+
+    def _draw_asked(self, rng: np.random.Generator) -> list[int]:
+        if self.config.questions == self._num_cell_tokens:
+            return list(range(self._num_cell_tokens))
+        return rng.permutation(self._num_cell_tokens)[: self.config.questions].tolist()
+
+    def _question(self, step_number: int, asked: int, evolved: list[int]) -> Question:
+        string, cell = divmod(asked, self.config.cells_asked)
+        tokens = [self._first_cell_token + asked]
+        if len(self.config.steps) > 1:
+            tokens.insert(0, _NUM_BITS + step_number)
+        answer = evolved[string] >> cell & 1
+        return Question(tokens=tokens, targets=[answer], depth=self.config.steps[step_number])
+
+    def floor(self, depth: int) -> Floor:
+        """What it scores to always answer the bit that is more frequent after `depth` steps.
+
+        The frequency is taken over all states, as test states are a random choice of them.
+        `exact` takes the answers as independent, as they are when one cell of each string is asked.
+        """
+        self._check_depth(depth)
+        one = probability_of_one(self.config.cells, depth)
+        answer = max(one, 1 - one)
+        return Floor(answer=answer, exact=answer**self.config.questions)
+
+    def token_name(self, token: int) -> str:
+        """A bit, "t=32", or "s0c5" for cell 5 of string 0."""
+        self._check_token(token)
+        if token < _NUM_BITS:
+            return str(token)
+        if token < self._first_cell_token:
+            return f"t={self.config.steps[token - _NUM_BITS]}"
+        string, cell = divmod(token - self._first_cell_token, self.config.cells_asked)
+        return f"s{string}c{cell}"
+
+
+def state_identity(state: int, cells: int) -> bytes:
+    """Different bytes for every state of every size of ring."""
+    return bytes([cells]) + state.to_bytes(8, "little")
+
+
+def _bits(state: int, cells: int) -> list[int]:
+    return [state >> cell & 1 for cell in range(cells)]

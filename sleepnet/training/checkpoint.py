@@ -1,0 +1,94 @@
+"""Checkpoints through Orbax, each array with a digest. The only file that names Orbax."""
+
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from sleepnet import storage
+from sleepnet.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `workdir/checkpoints`, the newest `kept` of them."""
+
+    def __init__(self, workdir: pathlib.Path, kept: int | None = None):
+        self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
+        self._kept = kept
+        self._manager = self._open()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def path(self, step: int) -> pathlib.Path:
+        return self.folder / str(step)
+
+    def save(self, state: TrainState):
+        """Writes a checkpoint; returns when it is whole on disk."""
+        step = int(state.step)
+        if step in self.steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            digests=ocp.args.JsonSave(storage.digests(state)),
+        )
+        self._manager.save(step, args=items)
+
+    def restore(self, like: TrainState, step: int) -> TrainState:
+        """The state of one step, verified.
+
+        Args:
+          like: a state of the same structure; its values are not read.
+
+        Raises:
+          StorageError: a checkpoint that is damaged, or of another model.
+        """
+        source = f"checkpoint {self.path(step)}"
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), digests=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:  # Orbax raises a dozen kinds, many from its file formats
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise storage.StorageError(
+                f"{source} cannot be read, it is damaged or of another model: {reason}"
+            ) from error
+        storage.verify(restored.state, restored.digests, source)
+        return restored.state
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
+        """The newest state that is whole, and a warning for each that was not.
+
+        A damaged checkpoint is set aside under another name, never deleted.
+        """
+        warnings = []
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(like, step), warnings
+            except storage.StorageError as error:
+                aside = self._set_aside(step)
+                warnings.append(f"{error}; kept as {aside.name}, going back to an older one")
+        return None, warnings
+
+    def close(self):
+        self._manager.close()
+
+    def _open(self):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._kept, enable_async_checkpointing=False
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _set_aside(self, step):
+        aside = self.folder.parent / f"damaged-checkpoint-{step}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.folder.parent / f"damaged-checkpoint-{step}-{number}"
+        self.path(step).rename(aside)
+        self._manager.close()
+        self._manager = self._open()
+        return aside
