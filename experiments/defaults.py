@@ -5,6 +5,7 @@ A field that stands here can be overridden on the command line, with its type ch
 """
 
 import dataclasses
+import typing
 
 import ml_collections
 from ml_collections import config_dict
@@ -42,5 +43,5 @@ def _section(cls: type, values: dict) -> dict:
 
 def _placeholder(annotation):
     """None that takes only the field's type: `int | None` -> int."""
-    kinds = [kind for kind in getattr(annotation, "__args__", [annotation]) if kind is not type(None)]
-    return config_dict.placeholder(getattr(kinds[0], "__origin__", kinds[0]))
+    kind = typing.get_args(annotation)[0]
+    return config_dict.placeholder(typing.get_origin(kind) or kind)

@@ -73,7 +73,8 @@ def _check_config_path(argv):
             continue
         path = pathlib.Path(argument.split("=", 1)[1].split(":")[0])
         if not path.exists():
-            known = sorted(str(p) for p in path.parent.glob("*.py")) or ["experiments/*.py"]
+            files = [p for p in path.parent.glob("*.py") if "def get_config" in p.read_text()]
+            known = sorted(map(str, files)) or ["experiments/depo_small.py"]
             raise ConfigError(
                 f"--config={path} does not exist; there are: {', '.join(known)}; "
                 f"the nearest is {nearest(path, known)}"

@@ -97,9 +97,7 @@ def fresh_past(config: ModelConfig, fast_weights: FastWeights, carried: Carried,
 def window_past(window: WindowCache, part: str):
     """What the blocks of `part` go on from at the next token of a window in progress."""
     return tuple(
-        cache
-        if isinstance(cache, DeltaCache)
-        else ((cache,) if kept is None else (kept, cache))
+        cache if isinstance(cache, DeltaCache) else ((cache,) if kept is None else (kept, cache))
         for cache, kept in zip(window.blocks[part], window.carried[part], strict=True)
     )
 

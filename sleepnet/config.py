@@ -11,6 +11,8 @@ open is a named field here; its comment says "our choice".
 import dataclasses
 import difflib
 import re
+import types
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,7 +74,7 @@ class ModelConfig:
 
     # Initialisation, all our choice.
     init_scale: float = 1.0  # matrices ~ N(0, init_scale / fan_in)
-    init_residual_scale: float | None = None  # of matrices into the residual; None: 1/sqrt(2 blocks)
+    init_residual_scale: float | None = None  # of those into the residual; None: 1/sqrt(2 blocks)
     init_embedding_std: float = 1.0
     init_decay_rate: tuple[float, float] = (1.0, 1.0)  # exp(A_log) ~ U(low, high), per head
     init_timestep: tuple[float, float] = (0.01, 0.03)  # softplus(dt_bias), log-uniform, per head
@@ -146,7 +148,7 @@ class ModelConfig:
 
 
 def split_pattern(pattern: str) -> dict[str, str]:
-    """"GG[AGAG]G" -> {"prelude": "GG", "core": "AGAG", "coda": "G"}.
+    """The parts: "GG[AGAG]G" -> {"prelude": "GG", "core": "AGAG", "coda": "G"}.
 
     Raises:
       ConfigError: letters other than A and G, unbalanced brackets, or an empty core.
@@ -164,7 +166,7 @@ def split_pattern(pattern: str) -> dict[str, str]:
 
 
 def shortest_period(letters: str) -> tuple[str, int]:
-    """"AGAG" -> ("AG", 2): the shortest string whose repetition is `letters`."""
+    """The shortest string whose repetition is `letters`: "AGAG" -> ("AG", 2)."""
     for size in range(1, len(letters) + 1):
         period, repeats = letters[:size], len(letters) // size
         if period * repeats == letters:
@@ -383,18 +385,13 @@ def _build(section: str, cls: type, values: dict[str, Any]):
 
 def _typed(path: str, value: Any, annotation: Any):
     """Rejects e.g. a string where a number belongs, before it fails somewhere deep."""
-    optional = isinstance(None, annotation) if _is_union(annotation) else False
-    if value is None and optional:
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else [annotation]
+    if value is None and types.NoneType in kinds:
         return
-    for kind, accepted in ((bool, bool), (int, int), (float, (int, float)), (str, str)):
-        if annotation in (kind, kind | None):
-            wrong_bool = isinstance(value, bool) and kind is not bool
-            if wrong_bool or not isinstance(value, accepted):
-                raise ConfigError(f"{path} must be of type {kind.__name__}; got {value!r}")
-
-
-def _is_union(annotation: Any) -> bool:
-    return type(annotation).__name__ == "UnionType"
+    kind = typing.get_origin(kinds[0]) or kinds[0]
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{path} must be of type {kind.__name__}; got {value!r}")
 
 
 def _known(prefix: str, values: Iterable[str], allowed: Iterable[str]):

@@ -157,5 +157,3 @@ def _init_part(config: ModelConfig, part: str, key: jax.Array) -> dict:
 
 def _normal(key, shape, std, dtype):
     return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
-

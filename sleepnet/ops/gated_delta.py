@@ -158,39 +158,27 @@ def chunk_size(T: int) -> int:
 def unit_lower_inverse(A_ij):
     """(I + A)⁻¹ for strictly lower triangular A (..., C, C), C a power of two.
 
-    By block doubling. Powers of A would be fewer products, but with correlated keys their
-    float32 error reaches 1e7 times the result.
+    By block doubling: from the inverses of the two diagonal blocks comes that of the whole.
+    Powers of A would be fewer products, but with correlated keys their float32 error reaches
+    1e7 times the result.
     """
     C = A_ij.shape[-1]
-    if C <= 16:
-        return _small_inverse(A_ij)
+    if C <= 2:
+        return jnp.eye(C, dtype=A_ij.dtype) - A_ij
     half = C // 2
     diagonal = jnp.stack([A_ij[..., :half, :half], A_ij[..., half:, half:]])
     upper, lower = unit_lower_inverse(diagonal)
-    corner = -_einsum("...ij,...jk,...kl->...il", lower, A_ij[..., half:, :half], upper)
-    zeros = jnp.zeros_like(upper)
-    return jnp.concatenate(
-        [jnp.concatenate([upper, zeros], -1), jnp.concatenate([corner, lower], -1)], -2
-    )
+    corner = -_product(_product(lower, A_ij[..., half:, :half]), upper)
+    top = jnp.concatenate([upper, jnp.zeros_like(upper)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([corner, lower], axis=-1)], axis=-2)
 
 
-def _small_inverse(A_ij):
-    """`unit_lower_inverse` of small matrices, where whole products beat products of blocks.
-
-    From the inverses X of the diagonal blocks of size b come those of size 2b,
-    X - X A_off X, with A_off the part of A between the two halves.
-    """
-    C = A_ij.shape[-1]
-    index = jnp.arange(C)
-    X = jnp.broadcast_to(jnp.eye(C, dtype=A_ij.dtype), A_ij.shape)
-    size = 1
-    while size < C:
-        row, column = (index // size)[:, None], (index // size)[None, :]
-        between = (row // 2 == column // 2) & (row > column)
-        A_off = jnp.where(between, A_ij, 0.0)
-        X = X - (A_off if size == 1 else _einsum("...ij,...jk,...kl->...il", X, A_off, X))
-        size *= 2
-    return X
+def _product(X_ij, Y_jk):
+    """Batched product of square blocks; tiny ones written out, as a call costs more than they."""
+    size = X_ij.shape[-1]
+    if size > 4:
+        return _einsum("...ij,...jk->...ik", X_ij, Y_jk)
+    return sum(X_ij[..., :, j, None] * Y_jk[..., j, None, :] for j in range(size))
 
 
 def _inverse_forward(A):
@@ -199,7 +187,8 @@ def _inverse_forward(A):
 
 
 def _inverse_backward(X, cotangent):
-    return (-_einsum("...ji,...jk,...lk->...il", X, cotangent, X),)
+    left = _einsum("...ji,...jk->...ik", X, cotangent)
+    return (-_einsum("...ik,...lk->...il", left, X),)
 
 
 unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)

@@ -1,7 +1,8 @@
 """Muon for the matrices of the blocks, AdamW for everything else.
 
 As in the paper (Muon lr 2e-3, AdamW lr 5e-5). Left alone, optax's Muon would take every 2-D
-array, the embedding and the head too, and send our stacked (R, in, out) matrices to Adam.
+array, the embedding and the head too, and send our stacked (R, in, out) matrices to Adam. Both
+take Nesterov momentum, which optax's Muon hands to its AdamW.
 """
 
 import jax

@@ -1,0 +1,154 @@
+"""A run ends the same however often it stopped, and nothing that it saved is lost."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from sleepnet.storage import StorageError
+from sleepnet.training import loop
+from sleepnet.training.checkpoint import Checkpoints
+from sleepnet.training.metrics import METRICS, read_rows
+
+TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
+MODEL = ModelConfig(vocab_size=6, pattern="G", d_model=8, num_heads=1, window=4, passes=2)
+TRAINING = TrainingConfig(
+    steps=6, batch_size=4, log_every=1, checkpoint_every=2, checkpoints_kept=2
+)
+CONFIG = ExperimentConfig(model=MODEL, task=TASK, training=TRAINING)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never interrupted: its final state and its workdir."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with jax.numpy_dtype_promotion("standard"):
+        return loop.train(CONFIG, workdir), workdir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A workdir of one's own to damage."""
+    return shutil.copytree(finished[1], tmp_path / "run")
+
+
+def stop_at(step):
+    """A `should_stop` that says yes after `step` steps of this start."""
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= step
+
+
+def assert_same_state(state, reference):
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_stopped_twice_and_resumed_it_ends_bit_equal(finished, tmp_path):
+    first = loop.train(CONFIG, tmp_path, should_stop=stop_at(3))
+    assert int(first.step) == 3
+    second = loop.train(CONFIG, tmp_path, should_stop=stop_at(2))
+    assert int(second.step) == 5
+    assert_same_state(loop.train(CONFIG, tmp_path), finished[0])
+    assert (tmp_path / METRICS).read_bytes() == (finished[1] / METRICS).read_bytes()
+
+
+def test_killed_after_a_checkpoint_it_repeats_the_lost_steps(finished, copied):
+    """Rows written after the checkpoint that it goes back to are not doubled."""
+    shutil.rmtree(copied / "checkpoints" / "6")
+    with (copied / METRICS).open("a") as file:
+        file.write('{"step": 7, "lo')  # cut short by the kill
+    assert_same_state(loop.train(CONFIG, copied), finished[0])
+    assert read_rows(copied / METRICS) == read_rows(finished[1] / METRICS)
+
+
+def test_a_finished_run_is_not_trained_again(finished, copied):
+    before = (copied / METRICS).read_bytes()
+    assert_same_state(loop.train(CONFIG, copied), finished[0])
+    assert (copied / METRICS).read_bytes() == before
+
+
+def test_only_the_newest_checkpoints_stay(finished):
+    assert Checkpoints(finished[1]).steps() == [4, 6]
+
+
+def test_a_damaged_checkpoint_is_named_kept_and_passed_over(finished, copied):
+    largest = max((copied / "checkpoints" / "6").rglob("*"), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest.write_bytes(data)
+    notices = []
+    state = loop.train(CONFIG, copied, on_notice=notices.append)
+    assert_same_state(state, finished[0])
+    assert any("damaged-checkpoint-6" in notice for notice in notices)
+    assert (copied / "damaged-checkpoint-6").is_dir()
+
+
+def test_a_digest_catches_what_the_format_does_not(finished, copied):
+    """Arrays that read back well but are not those that were written are refused by name."""
+    checkpoints = Checkpoints(copied)
+    state = checkpoints.restore(finished[0], 6)
+    changed = jax.tree.map(lambda x: x, state)
+    changed.params["head"] = changed.params["head"].at[0, 0].add(1.0)
+    wrong = {path: digest for path, digest in loop.storage.digests(changed).items()}
+    with pytest.raises(StorageError, match=r"params\['head'\] is damaged"):
+        loop.storage.verify(state, wrong, "checkpoint")
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished):
+    other = dataclasses.replace(MODEL, d_model=12, head_dim=12, key_dim=12, value_dim=12)
+    like = loop.init_train_state(other, TRAINING)
+    with pytest.raises(StorageError, match="damaged or of another model"):
+        Checkpoints(finished[1]).restore(like, 6)
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_field(finished, copied):
+    other = dataclasses.replace(CONFIG, training=dataclasses.replace(TRAINING, batch_size=8))
+    before = sorted(p.name for p in copied.rglob("*"))
+    with pytest.raises(StorageError, match=r"training\.batch_size=4.*this one has 8"):
+        loop.train(other, copied)
+    assert sorted(p.name for p in copied.rglob("*")) == before
+
+
+def test_checkpointing_more_often_is_no_other_config(copied):
+    often = dataclasses.replace(TRAINING, checkpoint_every=1)
+    loop.claim_workdir(dataclasses.replace(CONFIG, training=often), copied)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write to"):
+        loop.train(CONFIG, tmp_path / "file")
+
+
+def test_a_folder_that_is_no_workdir_is_named(tmp_path):
+    with pytest.raises(StorageError, match=r"no workdir of a run: it has no config\.json"):
+        loop.load_config(tmp_path)
+
+
+def test_the_config_survives_json(finished):
+    assert loop.load_config(finished[1]) == CONFIG
+    assert json.loads((finished[1] / "config.json").read_text())["task"]["nodes"] == 4
+
+
+def test_nan_stops_the_run_and_names_where_to_go_back(tmp_path, monkeypatch):
+    """A step whose loss is not finite is not saved, and the checkpoint before it is named."""
+    make = loop.make_train_step
+
+    def poisoned(*args):
+        train_step = make(*args)
+
+        def step(state, batch):
+            number = int(state.step) + 1
+            state, metrics = train_step(state, batch)
+            return state, metrics | ({"loss": jax.numpy.nan} if number == 4 else {})
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    with pytest.raises(loop.TrainingError, match=r"step 4: loss is nan.*checkpoints/2"):
+        loop.train(CONFIG, tmp_path)
+    assert Checkpoints(tmp_path).steps() == [2]
