@@ -43,5 +43,5 @@ def _section(cls: type, values: dict) -> dict:
 
 def _placeholder(annotation):
     """None that takes only the field's type: `int | None` -> int."""
-    kind = typing.get_args(annotation)[0]
+    kind = (typing.get_args(annotation) or (annotation,))[0]
     return config_dict.placeholder(typing.get_origin(kind) or kind)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sleepnet.config import ConfigError, ExperimentConfig, from_dict, nearest
@@ -17,6 +17,7 @@ USER_ERRORS = (ConfigError, StorageError)
 
 def run(main: Callable[[list[str]], int | None], *, also: tuple[type[Exception], ...] = ()):
     """`app.run`, with bad flags and expected errors answered in a line, and exit code 2."""
+    logging.set_verbosity(logging.WARNING)  # Orbax narrates every file it opens
     try:
         app.run(main, flags_parser=_parse)
     except (*USER_ERRORS, *also) as error:

@@ -39,13 +39,13 @@ class Checkpoints:
         """The state of one step, verified.
 
         Args:
-          like: a state of the same structure; its values are not read.
+          like: a state of the same structure, or its shapes and dtypes.
 
         Raises:
           StorageError: a checkpoint that is damaged, or of another model.
         """
         source = f"checkpoint {self.path(step)}"
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), digests=ocp.args.JsonRestore()
         )

@@ -1,5 +1,6 @@
 """The training loop: data in, steps, metrics and checkpoints out; resumes where it stopped."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -65,15 +66,15 @@ def train(
         config.model, config.training, window_passes, task.scored_per_window
     )
     checkpoints = Checkpoints(workdir, config.training.checkpoints_kept)
-    state = init_train_state(config.model, config.training)
-    restored, warnings = checkpoints.restore_latest(state)
+    start = jax.jit(lambda: init_train_state(config.model, config.training))
+    restored, warnings = checkpoints.restore_latest(jax.eval_shape(start))
     for warning in warnings:
         on_notice(warning)
     if restored is not None:
-        state = restored
-        on_notice(f"resuming from step {int(state.step)}")
-    clock = _Clock(config, window_passes, task)
+        on_notice(f"resuming from step {int(restored.step)}")
+    state = start() if restored is None else restored
     writer = MetricsWriter(workdir, last_step=int(state.step))
+    clock = _Clock(config, window_passes, task, already=writer.seconds)
     try:
         return _run(config, task, train_step, state, checkpoints, writer, clock,
                     on_progress, should_stop)  # fmt: skip
@@ -107,16 +108,17 @@ def load_config(workdir: pathlib.Path) -> ExperimentConfig:
 def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[dict, int]:
     """Trained parameters of a workdir and their step, the last one by default."""
     config = load_config(workdir)
-    checkpoints = Checkpoints(workdir)
-    steps = checkpoints.steps()
-    if not steps:
-        raise storage.StorageError(f"{workdir} has no checkpoint yet: train it first")
-    if step is not None and step not in steps:
-        raise storage.StorageError(f"{workdir} has no checkpoint of step {step}; it has {steps}")
-    like = init_train_state(config.model, config.training)
-    state = checkpoints.restore(like, step or steps[-1])
-    checkpoints.close()
-    return state.params, int(state.step)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise storage.StorageError(f"{workdir} has no checkpoint yet: train it first")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise storage.StorageError(
+                f"{workdir} has no checkpoint of step {step}; it has {steps}"
+            )
+        like = jax.eval_shape(lambda: init_train_state(config.model, config.training))
+        return checkpoints.restore(like, step).params, step
 
 
 def _run(config, task, train_step, state, checkpoints, writer, clock, on_progress, should_stop):
@@ -171,13 +173,13 @@ def _log(config, values, step, writer, clock, on_progress):
 
 
 class _Clock:
-    """Wall time of this start, the first step (which compiles) apart."""
+    """Wall time over all starts; and the speed of this one without its first, compiling step."""
 
-    def __init__(self, config, window_passes, task):
+    def __init__(self, config, window_passes, task, already):
         forward = flops.rollout_flops(config.model, window_passes, task.scored_per_window)
         self.flops_per_step = 3 * forward * config.training.batch_size
         self.tokens_per_step = config.training.batch_size * task.num_windows * task.window
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() - already
         self._first = None
         self._steps = 0
 

@@ -20,9 +20,11 @@ class MetricsWriter:
 
     def __init__(self, workdir: pathlib.Path, last_step: int):
         self._workdir = pathlib.Path(workdir)
+        self.seconds = 0.0  # wall time of the rows that stay
         for name in (METRICS, TIMING):
             rows = [row for row in read_rows(self._workdir / name) if row["step"] <= last_step]
             write_atomic(self._workdir / name, "".join(_line(row) for row in rows))
+            self.seconds = rows[-1].get("seconds", 0.0) if rows else 0.0
         self._board = SummaryWriter(
             str(self._workdir / "tensorboard"), purge_step=last_step + 1, flush_secs=30
         )

@@ -1,0 +1,1 @@
+"""Evaluation: accuracy by depth and by N, streaming agreement, latency, and the report."""

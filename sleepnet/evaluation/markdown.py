@@ -1,0 +1,222 @@
+"""The text of the report, from the numbers of `summarize`."""
+
+from collections.abc import Sequence
+
+from sleepnet.evaluation.summary import SMOOTHED_ROWS, select
+
+_NOTHING = "–"
+_HOW_CURVES = (
+    f"Tokens predicted right on training batches: centred moving average over {SMOOTHED_ROWS} "
+    f"logged rows, mean over seeds; thin lines are the seeds. FLOPs count matrix products, "
+    f"backward included."
+)
+_HOW_STREAMING = (
+    "Streaming agreement: the largest difference in nats between -log p through `wake` token by "
+    "token with `sleep` at boundaries and through `rollout`, beside the largest -log p; and the "
+    "share of equal predictions. Wall time is of training, compilation included, over all starts."
+)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    rows = [list(map(str, row)) for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    lines = [
+        " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
+    """Trained N, evaluated at it, by depth.
+
+    Args:
+      summary: from `summarize`.
+      measure: "accuracy" or "exact".
+    """
+    own = [row for row in summary["results"] if row["trained"] == row["passes"]]
+    depths = _depths(own)
+    rows = []
+    for N in summary["trained_passes"]:
+        of_depth = {row["depth"]: row[measure] for row in select(own, trained=N)}
+        seeds = len(select(own, trained=N)[0]["seeds"])
+        rows.append([f"N = {N}", seeds, *(_interval(of_depth[depth]) for depth in depths)])
+    floor_name = {"accuracy": "floor", "exact": "exact_floor"}[measure]
+    floors = {row["depth"]: row[floor_name] for row in own}
+    rows.append(["floor", "", *(_share(floors[depth]) for depth in depths)])
+    return table(["trained", "seeds", *_depth_names(depths, summary["depth_name"])], rows)
+
+
+def passes_table(summary: dict) -> str:
+    """N at test by trained N, over all depths."""
+    rows = select(summary["results"], depth=None)
+    every = sorted({row["passes"] for row in rows})
+    cells = {(row["trained"], row["passes"]): _interval(row["accuracy"]) for row in rows}
+    return table(
+        ["", *(f"N = {passes} at test" for passes in every)],
+        [
+            [f"trained {N}", *(cells.get((N, passes), _NOTHING) for passes in every)]
+            for N in summary["trained_passes"]
+        ],
+    )
+
+
+def record_table(record: dict) -> str:
+    """One run's evaluation.json: accuracy by N at test and depth."""
+    results = record["results"]
+    depths = _depths(results)
+    rows = []
+    for passes in record["request"]["passes"]:
+        of_depth = {row["depth"]: row for row in select(results, passes=passes)}
+        trained = " (trained)" if passes == record["trained_passes"] else ""
+        rows.append([f"N = {passes}{trained}", *(_result(of_depth[depth]) for depth in depths)])
+    floors = {row["depth"]: row["floor"] for row in results}
+    rows.append(["floor", *(_share(floors[depth]) for depth in depths)])
+    return table(["", *_depth_names(depths, record["depth_name"])], rows)
+
+
+def section(summary: dict, files: dict[str, str], commands: str) -> str:
+    """All that the report says of one group.
+
+    Args:
+      summary: from `summarize`.
+      files: from `draw`.
+      commands: the shell lines that make this section again.
+    """
+    parts = [
+        "## Accuracy by depth",
+        _how_intervals(summary),
+        accuracy_table(summary),
+        _figure("accuracy_by_depth", files),
+        "All answers of that depth in an example right:",
+        accuracy_table(summary, "exact"),
+        "## Other N at test",
+        "Answers right over all depths.",
+        passes_table(summary),
+        _figure("passes_at_test", files),
+        "## Learning curves",
+        _HOW_CURVES,
+        _figure("learning_curves", files),
+        "## Time",
+        _latency(summary, files),
+        "## Runs",
+        _runs_table(summary),
+        f"Machine that evaluated: {_machines(summary)}.",
+        "## Do it again",
+        f"```\n{commands}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _how_intervals(summary) -> str:
+    seeds = {len(row["seeds"]) for row in summary["results"]}
+    how = []
+    if max(seeds) > 1:
+        how.append(
+            "Mean over seeds of training with its 95% interval (Student's t, clipped to [0, 1]): "
+            "how much seeds differ on the same held-out examples."
+        )
+    if min(seeds) == 1:
+        how.append(
+            "Of one seed alone, the 95% Wilson interval with one trial per example: it says "
+            "nothing of other seeds."
+        )
+    examples = sorted({run["request"]["examples"] for run in summary["runs"]})
+    held_out = f"{', '.join(map(str, examples))} held-out examples a run, at step {summary['step']}"
+    return (
+        f"Each model answers in one pass per token, after sleeps with the N it was trained with. "
+        f"{' '.join(how)} {held_out}. The floor is the best answer that never reads the context."
+    )
+
+
+def _latency(summary, files) -> str:
+    latency = summary["latency"]
+    if latency is None:
+        return "Not measured (`--nolatency`)."
+    wake = table(
+        ["N", "windows before", "median ms per token", "p90"],
+        [[row["passes"], row["windows"], *_times(row)] for row in latency["wake"]],
+    )
+    sleep = table(
+        ["one full window", "median ms", "p90"],
+        [
+            ["wake (prefill)", *_times(latency["prefill"])],
+            *([f"sleep, N = {row['passes']}", *_times(row)] for row in latency["sleep"]),
+        ],
+    )
+    where = f"Batch {latency['batch_size']}, {_machine(latency['machine'])}"
+    intro = (
+        f"{where}; medians over {latency['runs']} run(s). Points are medians, whiskers reach to "
+        f"the 90th percentile. N = 1 sleeps by eviction alone."
+    )
+    figures = (_figure(name, files) for name in ("wake_latency", "sleep_latency"))
+    return "\n\n".join((intro, wake, sleep, *figures))
+
+
+def _runs_table(summary) -> str:
+    header = ["workdir", "N", "seed", "tokens", "FLOPs", "wall time", "max nll gap", "same token"]
+    rows = []
+    for run in summary["runs"]:
+        agreed = run["agreement"]
+        streaming = [_NOTHING, _NOTHING]
+        if agreed:
+            gap = f"{agreed['max_nll_difference']:.1e} of {agreed['max_nll']:.2g}"
+            streaming = [gap, f"{agreed['equal_predictions']:.2%}"]
+        rows.append(
+            [f"`{run['workdir']}`", run["trained"], run["seed"], _count(run["tokens"]),
+             f"{run['flops']:.2e}", _seconds(run["seconds"]), *streaming]
+        )  # fmt: skip
+    return f"{table(header, rows)}\n\n{_HOW_STREAMING}"
+
+
+def _machines(summary) -> str:
+    return "; ".join(dict.fromkeys(_machine(run["machine"]) for run in summary["runs"]))
+
+
+def _machine(machine: dict) -> str:
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['devices']} JAX device(s) "
+        f"({machine['device']}), jax {machine['jax']}, Python {machine['python']}"
+    )
+
+
+def _depths(rows: Sequence[dict]) -> list[int | None]:
+    """In the order of evaluation: rising, and last all together."""
+    return list(dict.fromkeys(row["depth"] for row in rows))
+
+
+def _depth_names(depths, depth_name: str) -> list[str]:
+    return ["all" if depth is None else f"{depth} {depth_name}" for depth in depths]
+
+
+def _figure(name: str, files: dict[str, str]) -> str:
+    return f"![{name.replace('_', ' ')}]({files[name]})" if name in files else ""
+
+
+def _interval(estimate: dict) -> str:
+    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _result(row: dict) -> str:
+    return f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
+
+
+def _share(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.3f}"
+
+
+def _times(row: dict) -> tuple[str, str]:
+    return f"{row['median_ms']:.3g}", f"{row['p90_ms']:.3g}"
+
+
+def _count(value: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.0f} s"

@@ -1,0 +1,144 @@
+"""`evaluation.json`: what was measured on one run, in its workdir.
+
+Plain JSON, version 1:
+  version, step, trained_passes, split, depth_name;
+  request: passes, examples and streaming_examples, as asked;
+  results: one `DepthResult` per N and depth, depth null for all depths together;
+  agreement: an `Agreement` at the trained N, or null;
+  latency: null, or batch_size, prefill (a `Timing`), wake (rows of passes, windows and a
+    `Timing`) and sleep (rows of passes and a `Timing`);
+  machine: see `describe_machine`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from sleepnet import storage, tasks
+from sleepnet.config import ExperimentConfig
+from sleepnet.evaluation.accuracy import evaluate
+from sleepnet.evaluation.latency import sleep_latency, wake_latency
+from sleepnet.evaluation.machine import describe_machine
+from sleepnet.evaluation.streaming import agreement
+
+FILE, VERSION, SPLIT = "evaluation.json", 1, "test"
+_LATENCY_BATCH = 1
+
+
+def widen(
+    config: ExperimentConfig, passes: tuple[int, ...] | None = None, examples: int | None = None
+) -> ExperimentConfig:
+    """The config with what to evaluate; the trained N always belongs to it.
+
+    Raises:
+      ConfigError: numbers that cannot be.
+    """
+    given = {"passes": passes, "examples": examples}
+    changes = {name: value for name, value in given.items() if value is not None}
+    evaluation = dataclasses.replace(config.evaluation, **changes)
+    every_passes = tuple(sorted({*evaluation.passes, config.model.passes}))
+    evaluation = dataclasses.replace(evaluation, passes=every_passes)
+    return dataclasses.replace(config, evaluation=evaluation)
+
+
+def measure(
+    params,
+    config: ExperimentConfig,
+    step: int,
+    *,
+    latency: bool = True,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> dict:
+    """Measures all that `config.evaluation` names; the record to store.
+
+    Args:
+      config: from `widen`.
+      step: of training, to which `params` belong.
+      latency: whether to take times, too.
+      on_notice: told what is measured next.
+    """
+    results = []
+    for passes in config.evaluation.passes:
+        on_notice(f"accuracy with N = {passes}")
+        results += evaluate(params, config, passes, split=SPLIT)
+    agreed = None
+    if config.evaluation.streaming_examples:
+        on_notice("streaming against rollout")
+        agreed = dataclasses.asdict(agreement(params, config))
+    timings = None
+    if latency:
+        on_notice("latency")
+        timings = _latency(params, config)
+    return {
+        "version": VERSION,
+        "step": step,
+        "trained_passes": config.model.passes,
+        "split": SPLIT,
+        "depth_name": tasks.make(config.task).depth_name,
+        "request": _request(config),
+        "results": [dataclasses.asdict(result) for result in results],
+        "agreement": agreed,
+        "latency": timings,
+        "machine": describe_machine(),
+    }
+
+
+def save(workdir: pathlib.Path, record: dict):
+    """Writes evaluation.json; readers see the old one or the new one."""
+    storage.write_json(pathlib.Path(workdir) / FILE, record)
+
+
+def load(workdir: pathlib.Path) -> dict:
+    """The record of a workdir.
+
+    Raises:
+      StorageError: there is none, or it is of another version; names the command to run.
+    """
+    path = pathlib.Path(workdir) / FILE
+    command = f"python -m launch.evaluate --workdir={workdir}"
+    if not path.exists():
+        raise storage.StorageError(f"{workdir} has no {FILE}: run {command}")
+    record = storage.read_json(path)
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != VERSION:
+        raise storage.StorageError(
+            f"{path} has version {version} and this program reads {VERSION}: run {command} --again"
+        )
+    return record
+
+
+def find(workdir: pathlib.Path, config: ExperimentConfig, step: int, *, latency: bool):
+    """The stored record if `measure` would be asked for the same again, else None."""
+    try:
+        record = load(workdir)
+    except storage.StorageError:
+        return None
+    same = record["step"] == step and record["request"] == _request(config)
+    return record if same and (record["latency"] or not latency) else None
+
+
+def _request(config):
+    evaluation = config.evaluation
+    return {
+        "passes": list(evaluation.passes),
+        "examples": evaluation.examples,
+        "streaming_examples": evaluation.streaming_examples,
+    }
+
+
+def _latency(params, config):
+    passes = config.evaluation.passes
+    wake = wake_latency(params, config.model, passes=passes, batch_size=_LATENCY_BATCH)
+    # Up to twice the largest N, so that the slope shows beyond what was trained.
+    sleep = sleep_latency(
+        params, config.model, (*passes, 2 * passes[-1]), batch_size=_LATENCY_BATCH
+    )
+    return {
+        "batch_size": _LATENCY_BATCH,
+        "prefill": dataclasses.asdict(sleep.prefill),
+        "wake": [
+            {"passes": N, "windows": windows, **dataclasses.asdict(timing)}
+            for (N, windows), timing in wake.items()
+        ],
+        "sleep": [{"passes": N, **dataclasses.asdict(timing)} for N, timing in sleep.sleep.items()],
+    }
