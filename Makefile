@@ -23,6 +23,26 @@ $(DEMO)/n1 $(DEMO)/n4: $(DEMO)/n%: $(VENV)/.installed
 	@$(TRAIN) --config=experiments/depo_small.py --workdir=$@ \
 	  --config.model.passes=$* --config.training.seed=$(SEED)
 
+# Three seeds of every N, side by side on two cores; the figures in README come from here.
+SEEDS = 0 1 2
+RESULTS = $(RUNS)/results
+DEPO_RUNS = $(foreach n,4 2 1,$(foreach s,$(SEEDS),$(RESULTS)/depo_small/n$n/seed$s))
+RULE110_RUNS = $(foreach n,4 1,$(foreach s,$(SEEDS),$(RESULTS)/rule110_small/n$n/seed$s))
+
+results: $(VENV)/.installed  ## Retrain, evaluate and report all committed results (about an hour).
+	@$(MAKE) --no-print-directory -j2 $(DEPO_RUNS) $(RULE110_RUNS)
+	@$(BIN)/python -m launch.evaluate $(DEPO_RUNS:%=--workdir=%)
+	@$(BIN)/python -m launch.evaluate $(RULE110_RUNS:%=--workdir=%)
+	@$(BIN)/python -m launch.report $(DEPO_RUNS:%=--workdir=%) --out=experiments/results/depo_small
+	@$(BIN)/python -m launch.report $(RULE110_RUNS:%=--workdir=%) \
+	  --out=experiments/results/rule110_small
+
+.PHONY: $(DEPO_RUNS) $(RULE110_RUNS)
+$(DEPO_RUNS) $(RULE110_RUNS): $(RESULTS)/%: $(VENV)/.installed
+	@$(TRAIN) --config=experiments/$(word 1,$(subst /, ,$*)).py --workdir=$@ \
+	  --config.model.passes=$(patsubst n%,%,$(word 2,$(subst /, ,$*))) \
+	  --config.training.seed=$(patsubst seed%,%,$(word 3,$(subst /, ,$*)))
+
 test: $(VENV)/.installed  ## All default tests, on 8 virtual CPU devices.
 	$(BIN)/python -m pytest -q
 

@@ -27,14 +27,13 @@ HARD = sleepnet.ModelConfig(
     num_value_heads=4,
     key_dim=6,
     value_dim=4,
-    beta_max=2.0,
 )
 SLIDING = dataclasses.replace(
     HARD,
     pattern="G[AG]A",
     eviction="sliding",
     conv_carry=True,
-    beta_max=1.0,
+    beta_max=2.0,
     mlp="swiglu",
     tie_embeddings=True,
     learned_positions=True,
@@ -52,7 +51,11 @@ RAGGED = np.array([[6, 6, 6, 6], [4, 0, 6, 2], [0, 1, 6, 5]], np.int32)
 
 @functools.cache
 def params(config):
-    """Random numbers of a fitting size; nothing is zero, one or near the identity."""
+    """Random numbers of a fitting size; nothing is zero, one or near the identity.
+
+    Matrices into the residual are halved, so that the network does not amplify rounding: in
+    float64, one part in 2^24 of noise in every parameter moves no result by more than 2e-6.
+    """
     shapes = jax.eval_shape(lambda: sleepnet.init_params(config, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
@@ -64,6 +67,8 @@ def params(config):
             noise = 0.5 * noise - 3
         elif name not in ("A_log", "embedding", "positions"):
             noise = noise / np.sqrt(leaf.shape[-2])
+        if name in ("out", "mlp_out"):
+            noise = 0.5 * noise
         return noise.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

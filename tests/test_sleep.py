@@ -14,6 +14,7 @@ from reference import Mind, fast_weights
 
 import sleepnet
 from sleepnet import cache
+from sleepnet.types import WakeState
 
 both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -148,36 +149,39 @@ def test_a_row_without_tokens_sleeps_without_a_trace(config):
     _, awake = wake_window(config, state=before, length_B=np.array([0, 3, 0], np.int32))
     after = sleep(config, awake)
     empty = np.array([True, False, True])
-    assert_identical(by_row(after, empty)[0][: leaves(before)], by_row(before, empty)[0][: leaves(before)])  # fmt: skip
-    assert_identical(after.window.kept_B[empty], before.window.kept_B[empty])
-
-
-def leaves(state):
-    return len(jax.tree.leaves(state.fast_weights))
+    window, was = after.window, before.window
+    for x, y in zip(
+        jax.tree.leaves((after.fast_weights, window.carried)),
+        jax.tree.leaves((before.fast_weights, was.carried)),
+        strict=True,
+    ):
+        assert_identical(np.asarray(x)[:, empty], np.asarray(y)[:, empty])
+    assert_identical(np.asarray(window.kept_B)[empty], np.asarray(was.kept_B)[empty])
 
 
 def test_hard_eviction_leaves_nothing_but_fast_weights():
-    """Two minds with equal fast weights and different windows: once the windows are dropped
-    (a sleep of equal fast weights), every later bit is equal."""
-    _, first = wake_window(HARD, seed=1, state=minds.older(HARD))
-    _, second = wake_window(HARD, seed=2, state=minds.older(HARD), length_B=RAGGED[:, 1])
-    first, second = (sleep(HARD, state) for state in (first, second))
-    second = second.replace(window=second.window.replace(
-        blocks=with_states(second.window.blocks, first.fast_weights)
-    ), fast_weights=first.fast_weights)  # fmt: skip
-    assert_identical(first, second)
-    futures = [wake_window(HARD, seed=3, state=state) for state in (first, second)]
-    assert_identical(futures[0], futures[1])
+    """A slept mind is a newborn one with its fast weights: nothing else of any window is left,
+    and so minds with equal fast weights have, bit for bit, the same future."""
+    _, awake = wake_window(HARD, seed=1, state=minds.older(HARD), length_B=RAGGED[:, 1])
+    slept = sleep(HARD, awake)
+    transplanted = with_fast_weights(newborn(HARD), slept.fast_weights)
+    assert_identical(slept, transplanted)
+    logits, future = wake_window(HARD, seed=3, state=slept)
+    other_logits, other_future = wake_window(HARD, seed=3, state=transplanted)
+    assert_identical(other_logits, logits)
+    assert_identical(sleep(HARD, other_future), sleep(HARD, future))
 
 
-def with_states(blocks, fast_weights):
-    return {
+def with_fast_weights(state, fast_weights):
+    """The mind of `state` with other fast weights, both the persistent and the working ones."""
+    blocks = {
         part: tuple(
-            block if state is None else block.replace(state=state)
-            for block, state in zip(blocks[part], fast_weights[part], strict=True)
+            block if weights is None else block.replace(state=weights)
+            for block, weights in zip(of_part, fast_weights[part], strict=True)
         )
-        for part in blocks
+        for part, of_part in state.window.blocks.items()
     }
+    return WakeState(fast_weights, state.window.replace(blocks=blocks))
 
 
 def test_the_callers_state_stays_alive():
@@ -228,9 +232,9 @@ def banded(config, text):
 
 def test_a_window_in_progress_cannot_ingest():
     """`sleep_from_tokens` starts at a boundary; the message says what to do instead."""
-    _, awake = wake_window(HARD, length_B=np.array([0, 2, 6], np.int32), state=newborn(HARD))
-    with pytest.raises(ValueError, match="row 1 already holds 2 tokens.*sleep"):
-        sleepnet.sleep_from_tokens(params(HARD), awake, stream()[:, 0], config=HARD)
+    _, awake = wake_window(HARD, length_B=np.array([0, 2, 3], np.int32), state=newborn(HARD))
+    with pytest.raises(ValueError, match=r"row 1 already holds 2 tokens.*`sleep` first"):
+        sleepnet.sleep_from_tokens(params(HARD), awake, stream()[:, 0, :2], config=HARD)
 
 
 def test_a_restless_life_stays_finite():
