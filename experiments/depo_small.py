@@ -14,7 +14,7 @@ from experiments.defaults import experiment
 
 def get_config():
     return experiment(
-        task=dict(name="depo", nodes=8, symbols=8, hops=4, queries=8, window=8, curriculum=38400),
+        task=dict(name="depo", nodes=8, symbols=8, hops=4, queries=8, window=8, curriculum=48000),
         model=dict(
             pattern="AG",
             d_model=64,
@@ -27,14 +27,14 @@ def get_config():
             unroll=True,
         ),
         training=dict(
-            steps=2600,
+            steps=3600,
             batch_size=32,
             muon_learning_rate=0.01,
             muon_weight_decay=0.01,
             adam_learning_rate=0.003,
             adam_b2=0.98,
             warmup_steps=50,
-            decay_fraction=0.2,
+            decay_fraction=0.4,
         ),
         evaluation=dict(examples=1024, passes=(1, 2, 3, 4, 6)),
     )

@@ -19,8 +19,11 @@ both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 jitted = jax.jit(sleepnet.rollout, static_argnames=("config", "window_passes", "scored_per_window"))
 
 
-def targets(windows=W):
-    return stream(7, windows)
+QUICK = dataclasses.replace(TINY, unroll=True)  # compiles in half the time
+
+
+def targets():
+    return stream(7)
 
 
 def valid(lengths):
@@ -33,7 +36,7 @@ def run(config, passes, tokens, lengths, reset=None, mask=None):
         params(config),
         tokens,
         lengths,
-        targets(tokens.shape[1]),
+        targets()[:, : tokens.shape[1]],
         valid(lengths) if mask is None else mask,
         config=config,
         window_passes=(passes,) * tokens.shape[1],
@@ -90,17 +93,15 @@ def test_rollout_follows_algorithm_1(config, lengths):
 @pytest.mark.parametrize("window_passes", [None, (1, 2)], ids=["default", "given"])
 def test_every_window_sleeps_as_often_as_it_is_told(window_passes):
     """By default N times, and once behind the last; else as `window_passes` says."""
-    result = jitted(
-        params(TINY),
-        stream()[:, :2],
-        None,
-        targets()[:, :2],
-        valid(FULL[:, :2]),
-        config=TINY,
-        window_passes=window_passes,
-    )
-    expected = streamed(TINY, window_passes or (TINY.passes, 1), FULL)
+    result = score(valid(FULL[:, :2]), window_passes=window_passes)
+    expected = streamed(QUICK, window_passes or (QUICK.passes, 1), FULL)
     assert_same_life(result, *expected)
+
+
+def score(mask, **options):
+    """Two full windows of the stream, scored where `mask`."""
+    lived = (x[:, :2] for x in (stream(), FULL, targets()))
+    return jitted(params(QUICK), *lived, mask, config=QUICK, **options)
 
 
 @both
@@ -131,8 +132,6 @@ def test_empty_windows_before_a_life_leave_no_trace(config):
     tokens, lengths = stream(), RAGGED.copy()
     lengths[:, 3] = 0
     later, later_lengths = np.roll(tokens, 1, axis=1), np.roll(lengths, 1, axis=1)
-    for start in (tokens, later):
-        start[:, 3] = 0
     early = run(config, 3, tokens, lengths, mask=np.zeros((B, W, L), bool))
     late = run(config, 3, later, later_lengths, mask=np.zeros((B, W, L), bool))
     assert_agree(late.fast_weights, early.fast_weights)
@@ -155,10 +154,8 @@ def test_scoring_few_positions_is_scoring_all():
     """`scored_per_window` saves logits and changes no score."""
     mask = np.zeros((B, 2, L), bool)
     mask[0, 1, [1, 4]] = mask[1, 0, 5] = mask[2, 1, 0] = True
-    call = functools.partial(
-        jitted, params(TINY), stream()[:, :2], FULL[:, :2], targets()[:, :2], mask, config=TINY
-    )
-    everything, few = call(), call(scored_per_window=(1, 2))
+    everything = score(mask, window_passes=None)
+    few = score(mask, window_passes=None, scored_per_window=(1, 2))
     assert_agree(few.nll_BWL, everything.nll_BWL)
     assert_identical(few.prediction_BWL, everything.prediction_BWL)
     assert ((np.asarray(few.nll_BWL) != 0) == mask).all()
@@ -172,7 +169,7 @@ def lives_by_rule():
 
 
 def by_rule(rule):
-    config = dataclasses.replace(TINY, pattern="G", rule=rule)
+    config = dataclasses.replace(QUICK, pattern="G", rule=rule)
     return config, run(config, 2, stream()[:, :2], FULL[:, :2])
 
 
@@ -201,7 +198,7 @@ def test_rules_differ(lives_by_rule):
 LIFE = np.array([[[7, 2, 9, 4, 12, 0], [1, 3, 5, 3, 1, 8]]], np.int32)
 LABELS = np.array([[[0] * L, [3, 5, 3, 1, 8, 1]]], np.int32)
 SCORED = np.array([[[False] * L, [True] * L]])
-SMALL = dataclasses.replace(HARD, pattern="G", passes=3)
+SMALL = dataclasses.replace(HARD, pattern="G")
 
 
 @functools.cache
@@ -237,8 +234,7 @@ def oracle_derivative(tree, path, place, config, passes, h=1e-5):
     return (shifted(h) - shifted(-h)) / (2 * h)
 
 
-@pytest.mark.parametrize("config", [TINY, SMALL], ids=["AG", "G"])
-def test_gradients_are_those_of_the_float64_model(config):
+def test_gradients_are_those_of_the_float64_model(config=QUICK):
     """By finite differences of the reference, two coordinates of every parameter: the largest
     gradient and one at random; through three passes and a boundary."""
     rng = np.random.default_rng(0)
@@ -256,12 +252,22 @@ def test_gradients_are_those_of_the_float64_model(config):
 def test_gradients_reach_the_past_through_sleep_alone():
     """Tokens that only the first window holds are learned from the second window's loss; with
     no boundary crossed by keys or convolution, through fast weights."""
-    embedding = np.asarray(gradients(SMALL, (3, 1))["embedding"])
+    embedding = np.asarray(gradients(QUICK, (3, 1))["embedding"])
     assert (np.abs(embedding[LIFE[0, 0]]).max(axis=1) > 0).all()
     assert (embedding[[6, 10, 11]] == 0).all()  # in no window
 
 
-@pytest.mark.parametrize("policy", ["window", "pass", "block", "window+pass", "window+pass+block"])
+every_policy = pytest.mark.parametrize(
+    "policy",
+    [
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("window", "pass", "window+pass")),
+        "block",
+        "window+pass+block",
+    ],
+)
+
+
+@every_policy
 def test_recomputing_changes_no_gradient(policy):
     """Whatever backward recomputes, the gradients agree."""
     config = dataclasses.replace(SMALL, remat=policy)
@@ -276,11 +282,10 @@ def test_unrolling_changes_no_gradient():
 
 @pytest.mark.slow
 @both
-@pytest.mark.parametrize("policy", ["none", "window", "pass", "block", "window+pass"])
-@pytest.mark.parametrize("unroll", [False, True])
-def test_no_compilation_choice_changes_a_gradient(config, policy, unroll):
-    """The same with prelude, coda, repeats and both evictions."""
-    changed = dataclasses.replace(config, remat=policy, unroll=unroll)
+@pytest.mark.parametrize("policy", ["window", "pass", "block", "window+pass"])
+def test_recomputing_whole_minds_changes_no_gradient(config, policy):
+    """The same with prelude, coda, repeats and both evictions; written out, against scans."""
+    changed = dataclasses.replace(config, remat=policy, unroll=True)
     assert_agree(gradients(changed, (3, 3)), gradients(config, (3, 3)), GRADIENTS)
 
 

@@ -8,14 +8,22 @@ import orbax.checkpoint as ocp
 from sleepnet import storage
 from sleepnet.training.step import TrainState
 
+FOLDER = "checkpoints"
+
 
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints`, the newest `kept` of them."""
 
     def __init__(self, workdir: pathlib.Path, kept: int | None = None):
-        self.folder = pathlib.Path(workdir).resolve() / "checkpoints"
+        self.folder = pathlib.Path(workdir).resolve() / FOLDER
         self._kept = kept
         self._manager = self._open()
+
+    @staticmethod
+    def exist(workdir: pathlib.Path) -> bool:
+        """Whether a folder holds any."""
+        folder = pathlib.Path(workdir) / FOLDER
+        return folder.is_dir() and any(folder.iterdir())
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""

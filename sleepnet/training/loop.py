@@ -94,6 +94,11 @@ def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
                 f"{workdir} holds a run with {path}={was!r}, and this one has {now!r}: "
                 f"take another --workdir, or set {path} back"
             )
+    elif Checkpoints.exist(workdir):
+        raise storage.StorageError(
+            f"{workdir} holds checkpoints but no {CONFIG} to tell of which run: "
+            f"put it back, or take another --workdir"
+        )
     storage.write_json(workdir / CONFIG, config.to_dict())
 
 

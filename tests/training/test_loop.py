@@ -93,7 +93,7 @@ def test_a_digest_catches_what_the_format_does_not(finished, copied):
     state = checkpoints.restore(finished[0], 6)
     changed = jax.tree.map(lambda x: x, state)
     changed.params["head"] = changed.params["head"].at[0, 0].add(1.0)
-    wrong = {path: digest for path, digest in loop.storage.digests(changed).items()}
+    wrong = loop.storage.digests(changed)
     with pytest.raises(StorageError, match=r"params\['head'\] is damaged"):
         loop.storage.verify(state, wrong, "checkpoint")
 
@@ -111,6 +111,14 @@ def test_a_workdir_of_another_config_is_refused_with_the_field(finished, copied)
     with pytest.raises(StorageError, match=r"training\.batch_size=4.*this one has 8"):
         loop.train(other, copied)
     assert sorted(p.name for p in copied.rglob("*")) == before
+
+
+def test_checkpoints_without_their_config_are_not_taken_over(copied):
+    """They may be of any run: neither resumed nor written over."""
+    (copied / "config.json").unlink()
+    with pytest.raises(StorageError, match=r"checkpoints but no config\.json"):
+        loop.train(CONFIG, copied)
+    assert Checkpoints(copied).steps() == [4, 6]
 
 
 def test_checkpointing_more_often_is_no_other_config(copied):

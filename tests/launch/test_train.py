@@ -1,0 +1,97 @@
+"""What a person at the command line sees: clear errors before anything compiles, and signals."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+CONFIG = "--config=experiments/depo_small.py"
+TINY = [
+    CONFIG,
+    "--config.model.pattern=G",
+    "--config.model.d_model=8",
+    "--config.model.passes=1",
+    "--config.training.steps=100000",
+    "--config.training.batch_size=2",
+    "--config.training.log_every=1",
+]
+
+
+def command(*arguments, program="train"):
+    return [sys.executable, "-m", f"launch.{program}", *map(str, arguments)]
+
+
+def run(*arguments, program="train"):
+    return subprocess.run(
+        command(*arguments, program=program), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ([CONFIG, "--config.model.pases=4"], "nearest is --config.model.passes"),
+        ([CONFIG, "--config.model.rule=gated_dleta"], "the nearest is 'gated_delta'"),
+        ([CONFIG, "--config.model.passes=0"], "passes must be above 0; got 0"),
+        ([CONFIG, "--config.model.pattern=AXG"], "the nearest is 'AG'"),
+        ([CONFIG, "--config.model.window=9"], "leave model.window out"),
+        (["--config=experiments/depo_smal.py"], "the nearest is experiments/depo_small.py"),
+        ([CONFIG, "--workdri=x"], "Did you mean: workdir"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_a_bad_command_is_answered_with_the_nearest_good_one(wrong, expected, tmp_path):
+    """Exit code 2, one line, and no workdir is made."""
+    done = run(*wrong, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_workdir_is_named(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    done = run(CONFIG, f"--workdir={tmp_path / 'file'}")
+    assert done.returncode == 2
+    assert f"cannot write to {tmp_path / 'file'}" in done.stderr
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_evaluating_a_folder_without_a_run_says_so(tmp_path):
+    done = run(f"--workdir={tmp_path}", program="evaluate")
+    assert done.returncode == 2
+    assert "is no workdir of a run" in done.stderr
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    """Exit code 128 + 15; the checkpoint holds the last step; another config is refused."""
+    first = subprocess.Popen(
+        command(*TINY, f"--workdir={tmp_path}"),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    _wait_for_a_row(tmp_path / "metrics.jsonl", first)
+    first.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 128 + signal.SIGTERM
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
+    assert f"stopped at step {max(saved)} and saved" in output
+    start = json.loads((tmp_path / "starts.jsonl").read_text())
+    assert start["seed"] == 0 and "jax" in start["versions"]
+
+    other = run(*TINY, "--config.training.seed=1", f"--workdir={tmp_path}")
+    assert other.returncode == 2
+    assert "training.seed=0, and this one has 1" in other.stderr
+
+
+def _wait_for_a_row(path, process):
+    for _ in range(1200):
+        if path.exists() and path.stat().st_size:
+            return
+        assert process.poll() is None, "training ended before its first row"
+        time.sleep(0.1)
+    raise AssertionError("no row of metrics within two minutes")

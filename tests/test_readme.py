@@ -1,0 +1,31 @@
+"""What README shows runs as printed."""
+
+import pathlib
+import re
+
+import numpy as np
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+def code_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_ten_lines_run_and_leave_a_mind():
+    """Three windows, the last half full, sleep into fast weights; the window is empty."""
+    scope = {}
+    exec(code_blocks("python")[0], scope)
+    state, config = scope["state"], scope["config"]
+    assert scope["logits"].shape == (2, 60 - 2 * config.window, config.vocab_size)
+    assert np.abs(state.fast_weights["core"][1]).max() > 0
+    np.testing.assert_array_equal(state.window.length_B, [0, 0])
+
+
+def test_the_example_experiment_is_a_valid_config():
+    from launch import cli
+
+    scope = {}
+    exec(code_blocks("python")[1], scope)
+    config = cli.experiment_config(scope["get_config"]())
+    assert (config.model.window, config.model.vocab_size) == (8, 12)
