@@ -42,6 +42,5 @@ def _section(cls: type, values: dict) -> dict:
 
 
 def _placeholder(annotation):
-    """None that takes only the field's type: `int | None` -> int."""
-    kind = (typing.get_args(annotation) or (annotation,))[0]
-    return config_dict.placeholder(typing.get_origin(kind) or kind)
+    """None that takes only the field's type."""
+    return config_dict.placeholder(typing.get_origin(annotation) or annotation)

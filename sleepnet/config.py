@@ -11,7 +11,6 @@ open is a named field here; its comment says "our choice".
 import dataclasses
 import difflib
 import re
-import types
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +24,9 @@ REMAT_LEVELS = ("window", "pass", "block")
 CONV_INITS = ("identity", "uniform")
 MLPS = ("gelu", "swiglu")
 SCHEDULES = ("constant", "cosine")
+
+
+FOLLOWS: Any = None  # the default of a field that is set from others when the config is made
 
 
 class ConfigError(ValueError):
@@ -50,21 +52,21 @@ class ModelConfig:
 
     # Window attention.
     num_heads: int = 4
-    num_kv_heads: int | None = None  # grouped heads; None: num_heads
-    head_dim: int | None = None  # None: d_model // num_heads
+    num_kv_heads: int = FOLLOWS  # grouped heads; None: num_heads
+    head_dim: int = FOLLOWS  # None: d_model // num_heads
     rope_base: float = 10_000.0  # our choice: positions restart in every window
     learned_positions: bool = False  # our choice: adds an embedding of the position in the window
 
     # Fast weights: one (key_dim, value_dim) matrix per value head.
     rule: str = "gated_delta"
-    num_key_heads: int | None = None  # None: num_heads
-    num_value_heads: int | None = None  # None: num_key_heads; a multiple of it
-    key_dim: int | None = None  # per head; None: head_dim
-    value_dim: int | None = None  # per head; None: key_dim
+    num_key_heads: int = FOLLOWS  # None: num_heads
+    num_value_heads: int = FOLLOWS  # None: num_key_heads; a multiple of it
+    key_dim: int = FOLLOWS  # per head; None: head_dim
+    value_dim: int = FOLLOWS  # per head; None: key_dim
     beta_max: float = 1.0  # write strength lies in (0, beta_max); 2 allows negative eigenvalues
     conv_width: int = 4  # short causal convolution before q, k and v; 1 is none of the past
     conv_carry: bool = False  # our choice: the convolution starts from zeros in every window
-    chunk: int | None = None  # tokens per chunk of the parallel scan; None: chosen from the length
+    chunk: int = FOLLOWS  # tokens per chunk of the parallel scan; None: chosen from the length
 
     # The rest of a block.
     mlp: str = "gelu"  # our choice
@@ -74,7 +76,7 @@ class ModelConfig:
 
     # Initialisation, all our choice.
     init_scale: float = 1.0  # matrices ~ N(0, init_scale / fan_in)
-    init_residual_scale: float | None = None  # of those into the residual; None: 1/sqrt(2 blocks)
+    init_residual_scale: float = FOLLOWS  # of those into the residual; None: 1/sqrt(2 blocks)
     init_embedding_std: float = 1.0
     init_decay_rate: tuple[float, float] = (1.0, 1.0)  # exp(A_log) ~ U(low, high), per head
     init_timestep: tuple[float, float] = (0.01, 0.03)  # softplus(dt_bias), log-uniform, per head
@@ -124,7 +126,7 @@ class ModelConfig:
             raise ConfigError(f"chunk must be a power of two, such as {nearest}; got {self.chunk}")
         unknown = self.remat_levels - set(REMAT_LEVELS)
         if unknown:
-            raise ConfigError(_choices("remat", unknown.pop(), ("none", *REMAT_LEVELS)))
+            raise ConfigError(_choices("remat", "+".join(sorted(unknown)), ("none", *REMAT_LEVELS)))
         split_pattern(self.pattern)  # raises
 
     @property
@@ -190,9 +192,9 @@ class DepoConfig:
 
     name: str = "depo"
     nodes: int = 8  # of the longest cycle; every test cycle has this many
-    min_nodes: int | None = None  # training cycles vary in size from here; None: always `nodes`
+    min_nodes: int = FOLLOWS  # training cycles vary in size from here; None: always `nodes`
     hops: int = 4  # k is uniform on 1..hops
-    test_hops: tuple[int, ...] | None = None  # the k that evaluation asks; None: 1..hops
+    test_hops: tuple[int, ...] = FOLLOWS  # the k that evaluation asks; None: 1..hops
     symbols: int = 8
     min_word: int = 1
     max_word: int = 1
@@ -374,7 +376,8 @@ def _build(section: str, cls: type, values: dict[str, Any]):
     _known(f"{section}.", values, fields)
     frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     for key, value in frozen.items():
-        _typed(f"{section}.{key}", value, fields[key].type)
+        if value is not None or fields[key].default is not FOLLOWS:
+            _typed(f"{section}.{key}", value, fields[key].type)
     try:
         return cls(**frozen)
     except ConfigError as error:
@@ -385,10 +388,7 @@ def _build(section: str, cls: type, values: dict[str, Any]):
 
 def _typed(path: str, value: Any, annotation: Any):
     """Rejects e.g. a string where a number belongs, before it fails somewhere deep."""
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else [annotation]
-    if value is None and types.NoneType in kinds:
-        return
-    kind = typing.get_origin(kinds[0]) or kinds[0]
+    kind = typing.get_origin(annotation) or annotation
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{path} must be of type {kind.__name__}; got {value!r}")

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
@@ -68,7 +69,7 @@ def sleep_from_tokens(
     """
     passes = _check_passes(config, passes)
     check_tokens(config, state.window.length_B, tokens_BT, length_B)
-    if not isinstance(state.window.length_B, jax.core.Tracer):
+    if not isinstance(state.window.length_B, Tracer):
         for row in np.flatnonzero(np.asarray(state.window.length_B)):
             raise ValueError(
                 f"row {row} already holds {state.window.length_B[row]} tokens: "

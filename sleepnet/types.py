@@ -9,6 +9,8 @@ Trees over the network are dictionaries from a part ("prelude", "core", "coda") 
 with one entry per block of the part's shortest period, stacked over its repeats.
 """
 
+from typing import Any
+
 import jax
 from flax import struct
 
@@ -39,9 +41,11 @@ class DeltaCache:
 
 
 BlockCaches = dict[str, tuple[AttentionCache | DeltaCache, ...]]
+# What each block goes on from: segments of keys and values for A.
+Pasts = dict[str, tuple[tuple[AttentionCache, ...] | DeltaCache, ...]]
 # Per A block the kept keys and values (sliding eviction), per G block the convolution's tail
 # (conv_carry); None where nothing crosses.
-Carried = dict[str, tuple[AttentionCache | Array | None, ...]]
+Carried = dict[str, tuple[Any, ...]]
 
 
 @struct.dataclass

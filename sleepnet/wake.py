@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
-from sleepnet.types import Array, BlockCaches, Span, WakeState
+from sleepnet.types import Array, Pasts, Span, WakeState
 
 LOGITS = ("all", "last", "none")
 
@@ -60,7 +61,7 @@ def _wake(params, state, tokens_BT, length_B, *, config, logits):
     return _read(params, y_BTD, length_B, config, logits), state.replace(window=window)
 
 
-def first_pass(params, tokens_BT, past: BlockCaches, span: Span, *, config: ModelConfig):
+def first_pass(params, tokens_BT, past: Pasts, span: Span, *, config: ModelConfig):
     """Embedding, prelude, core and coda, once.
 
     Returns:
@@ -124,7 +125,7 @@ def _check_values(config, filled_B, tokens_BT, length_B):
 
 
 def _at_hand(x) -> bool:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable
 

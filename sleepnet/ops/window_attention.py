@@ -41,7 +41,7 @@ def full(q_BTHD, segments, *, precision=None):
         for keys, _, mask in segments
     ]  # fmt: skip
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    out, start = 0.0, 0
+    out, start = jnp.zeros((), segments[0][1].dtype), 0
     for keys, values, _ in segments:
         part = weights[..., start : start + keys.shape[1]].astype(values.dtype)
         out += jnp.einsum("bghts,bsgd->btghd", part, values, precision=precision)

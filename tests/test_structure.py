@@ -1,0 +1,148 @@
+"""The rooms of the library: imports point one way, and each dependency has one door."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+# A module may import those of lower rank, and those of its own package. A name stands for a
+# module or for a whole package.
+RANKS = {
+    "config": 0, "types": 0, "loop": 0, "storage": 0,
+    "ops": 1,
+    "layers": 2, "flops": 2,
+    "model": 3,
+    "cache": 4,
+    "wake": 5,
+    "sleep": 6,
+    "rollout": 7,
+    "parallel": 8,
+    "session": 9, "engine": 9,
+    "tasks": 9,
+    "training": 10,
+    "evaluation": 11,
+}  # fmt: skip
+# Leaves see nothing of the library but this.
+LEAVES = {"config": set(), "types": set(), "storage": set(), "loop": set(), "tasks": {"config"}}
+DOORS = {
+    "orbax": {"sleepnet.training.checkpoint"},
+    "grain": {"sleepnet.tasks.loader"},
+}
+
+
+def files(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def imports(tree):
+    """Full names of all that a module imports, wherever in its text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if is_module(whole) else node.module
+
+
+TREES = {
+    name_of(path): ast.parse(path.read_text())
+    for package in ("sleepnet", "launch", "experiments")
+    for path in files(package)
+}
+LIBRARY = {name: tree for name, tree in TREES.items() if name.split(".")[0] == "sleepnet"}
+
+
+def room(name):
+    """ "sleepnet.ops.rope" -> "ops"; the package itself has none."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("name", sorted(set(LIBRARY) - {"sleepnet"}))
+def test_imports_point_one_way(name):
+    """config, types -> ops -> layers -> model -> cache -> wake -> sleep -> rollout ->
+    training, evaluation; tasks and storage are leaves."""
+    here = room(name)
+    assert here in RANKS, f"{name}: give it a place in the order of imports"
+    for imported in imports(LIBRARY[name]):
+        if imported.split(".")[0] != "sleepnet":
+            continue
+        there = room(imported)
+        assert there is not None, f"{name} imports the package, which imports everything"
+        assert there == here or RANKS[there] < RANKS[here], f"{name} imports {imported}"
+        assert there == here or there in LEAVES.get(here, RANKS), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", sorted(LIBRARY))
+def test_the_library_knows_nothing_of_its_users(name):
+    """Nothing in sleepnet imports launch, experiments, or what reads their flags."""
+    tops = {imported.split(".")[0] for imported in imports(LIBRARY[name])}
+    assert not tops & {"launch", "experiments", "absl", "ml_collections"}
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_dependency_has_one_door(library):
+    """Orbax only in training/checkpoint, grain only in tasks/loader."""
+    users = {
+        name for name, tree in TREES.items()
+        if any(imported.split(".")[0] == library for imported in imports(tree))
+    }  # fmt: skip
+    assert users == DOORS[library]
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_nothing_leans_on_the_inside_of_jax(name):
+    """No jax._src, neither imported nor reached for."""
+    assert not any(imported.startswith("jax._src") for imported in imports(TREES[name]))
+    attributes = {node.attr for node in ast.walk(TREES[name]) if isinstance(node, ast.Attribute)}
+    assert "_src" not in attributes
+
+
+@pytest.mark.parametrize("name", sorted(LIBRARY))
+def test_the_library_never_prints(name):
+    """What it has to say it returns, raises or writes to its metrics."""
+    called = {
+        node.func.id
+        for node in ast.walk(LIBRARY[name])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert "print" not in called
+
+
+# JAX_PLATFORMS names no platform: the first question for a device would fail.
+IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from absl import flags
+defined = flags.FLAGS.flags_by_module_dict()
+assert not [module for module in defined if module.startswith("sleepnet")], defined.keys()
+"""
+
+
+def test_importing_asks_for_no_device_and_defines_no_flag():
+    """Importing every module works before jax.distributed, in Colab and beside other flags."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *sorted(LIBRARY)],
+        env=os.environ | {"JAX_PLATFORMS": "no_such_platform", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
