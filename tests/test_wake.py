@@ -94,10 +94,10 @@ def test_token_by_token_is_the_whole_window(config):
 
 def test_calls_of_odd_sizes_give_the_same():
     """4 tokens and then 1 and 1: calls need not divide the window."""
-    whole, state = woken(TINY, seed=1, state=newborn(TINY))
-    outs, split = [], newborn(TINY)
+    whole, state = woken(HARD, seed=1, state=older(HARD))
+    outs, split = [], older(HARD)
     for a, b in ((0, 4), (4, 5), (5, 6)):
-        out, split = wake(TINY, split, stream(1)[:, 0, a:b])
+        out, split = wake(HARD, split, stream(1)[:, 0, a:b])
         outs.append(out)
     assert_agree(np.concatenate(outs, 1), whole)
     assert_agree(seen(split), seen(state))

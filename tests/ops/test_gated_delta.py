@@ -188,9 +188,10 @@ def gradients(rule, chunk):
     [
         ("gated_delta", 4),
         ("gated_delta", None),
-        ("gated_hebbian", 4),
-        pytest.param("delta", 4, marks=pytest.mark.slow),
-        pytest.param("hebbian", 4, marks=pytest.mark.slow),
+        *(
+            pytest.param(rule, 4, marks=pytest.mark.slow)
+            for rule in ("delta", "gated_hebbian", "hebbian")
+        ),
     ],
 )
 def test_gradients_are_those_of_the_recurrence(rule, chunk):

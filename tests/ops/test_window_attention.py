@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ B, T, S, G, H, D = 2, 3, 7, 2, 4, 6
 rng = np.random.default_rng(0)
 Q = jnp.asarray(rng.normal(size=(B, T, H, D)), jnp.float32)
 KEYS, VALUES = (jnp.asarray(rng.normal(size=(B, S, G, D)), jnp.float32) for _ in "kv")
+full = jax.jit(window_attention.full)
 masks = st.lists(st.booleans(), min_size=B * T * S, max_size=B * T * S)
 
 
@@ -41,7 +43,7 @@ def segments(mask, *cuts):
 def test_segments_are_one_softmax_over_what_may_be_seen(mask, cuts):
     """Keys in one segment or several, some empty; grouped heads share their key head."""
     mask = seen(mask)
-    out = window_attention.full(Q, segments(mask, *cuts))
+    out = full(Q, segments(mask, *cuts))
     rows = [[np.asarray(x[b], np.float64) for x in (Q, KEYS, VALUES)] for b in range(B)]
     assert_agree(out, np.stack([attend(*row, mask[b]) for b, row in enumerate(rows)]))
 
@@ -50,13 +52,13 @@ def test_grouped_heads_are_repeated_heads():
     """G key heads that serve H / G queries each are H heads in which each stands H / G times."""
     mask = jnp.ones((B, T, S), bool)
     repeated = [(*(jnp.repeat(x, H // G, axis=2) for x in (KEYS, VALUES)), mask)]
-    assert_agree(window_attention.full(Q, segments(mask)), window_attention.full(Q, repeated))
+    assert_agree(full(Q, segments(mask)), full(Q, repeated))
 
 
 def test_step_is_one_query_of_full():
     """Without the axis T, the same numbers."""
     mask = seen(rng.uniform(size=B * T * S) < 0.5)
-    whole = window_attention.full(Q, segments(mask, 3))
+    whole = full(Q, segments(mask, 3))
     for t in range(T):
         at_t = [(k, v, m[:, t]) for k, v, m in segments(mask, 3)]
         assert_agree(window_attention.step(Q[:, t], at_t), whole[:, t])
@@ -64,7 +66,7 @@ def test_step_is_one_query_of_full():
 
 def test_a_query_that_sees_nothing_is_finite():
     """Padding may see nothing at all: no NaN comes of it."""
-    out = window_attention.full(Q, segments(np.zeros((B, T, S), bool), 3))
+    out = full(Q, segments(np.zeros((B, T, S), bool), 3))
     assert np.isfinite(out).all()
 
 
@@ -72,7 +74,7 @@ def test_extreme_scores_do_not_overflow():
     """The largest score takes all the weight."""
     mask = np.ones((B, T, S), bool)
     keys = jnp.zeros_like(KEYS).at[:, 4].set(1e4)
-    out = window_attention.full(jnp.ones_like(Q), [(keys, VALUES, jnp.asarray(mask))])
+    out = full(jnp.ones_like(Q), [(keys, VALUES, jnp.asarray(mask))])
     expected = np.repeat(np.asarray(VALUES)[:, 4], H // G, axis=1)
     assert_agree(out, np.broadcast_to(expected[:, None], out.shape))
 
