@@ -22,7 +22,7 @@ def get_config():
             cells_asked=12,
             questions=12,
             window=12,
-            curriculum=19200,
+            curriculum=64000,
         ),
         model=dict(
             pattern="AG",
@@ -36,14 +36,14 @@ def get_config():
             unroll=True,
         ),
         training=dict(
-            steps=600,
+            steps=2000,
             batch_size=64,
             muon_learning_rate=0.01,
             muon_weight_decay=0.01,
             adam_learning_rate=0.003,
             adam_b2=0.98,
             warmup_steps=50,
-            decay_fraction=0.2,
+            decay_fraction=0.4,
         ),
         evaluation=dict(examples=1024, passes=(1, 2, 4)),
     )

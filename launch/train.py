@@ -41,6 +41,8 @@ def main(argv):
         f"{config.training.batch_size} examples, in {workdir}"
     )
     show = _ProgressLine(sys.stderr)
+    if tip := _huge_pages_tip():
+        show.notice(tip)
     state = loop.train(
         config, workdir, on_progress=show, on_notice=show.notice, should_stop=stop.asked
     )
@@ -56,6 +58,19 @@ def run():
     from sleepnet.training.loop import TrainingError
 
     cli.run(main, also=(TrainingError,))
+
+
+def _huge_pages_tip() -> str | None:
+    """On CPU, where the memory allocator could use huge pages but has not been told to."""
+    import jax
+
+    offered = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    asked = "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
+    if jax.default_backend() != "cpu" or asked or not offered.exists():
+        return None
+    if "[madvise]" not in offered.read_text():  # always on, or never to be had
+        return None
+    return "tip: up to twice as fast on CPU with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 set"
 
 
 class _StopOnSignal:

@@ -4,6 +4,7 @@ A wake pass is embed + prelude + core + coda + logits; a sleep pass is the core 
 features of the pass before. Both are `blocks`.
 """
 
+import functools
 import math
 
 import jax
@@ -18,6 +19,7 @@ from sleepnet.types import AttentionCache, DeltaCache, Span
 NAMES = {"A": "attention", "G": "gated_delta"}
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
     """Random parameters: a nested dictionary of arrays in `config.param_dtype`.
 

@@ -101,9 +101,9 @@ def chunked(
     decay = _decay(total)
     attended = _einsum("nbhik,nbhjk->nbhij", q, k) * decay
     solved = _solved(k, beta, decay, rule)
-    from_start = jnp.exp(total)[..., None]
-    to_end = jnp.exp(total[..., -1:] - total)[..., None]
-    whole = jnp.exp(total[..., -1])[..., None, None]
+    from_start = jnp.exp(sum(total))[..., None]
+    to_end = jnp.exp(_to_end(total))[..., None]
+    whole = from_start[..., -1:, :]
 
     def one_chunk(state, chunk):
         q, k, k_end, v, beta, attended, solved, whole = chunk
@@ -132,9 +132,10 @@ def summarize(k_BTHK, v_BTHV, g_BTH, beta_BTH, *, rule="gated_delta", chunk=None
     k, v, g, beta = (_to_chunks(x, size) for x in (k, v, g, beta))
     total = _running_sum(g)
     solved = _solved(k, beta, _decay(total), rule)
-    k_end = k * jnp.exp(total[..., -1:] - total)[..., None]
-    whole = jnp.exp(total[..., -1])[..., None, None]
-    v, removed = beta[..., None] * v, beta[..., None] * jnp.exp(total)[..., None] * k
+    from_start = jnp.exp(sum(total))[..., None]
+    k_end = k * jnp.exp(_to_end(total))[..., None]
+    whole = from_start[..., -1:, :]
+    v, removed = beta[..., None] * v, beta[..., None] * from_start * k
     M, R = whole * identity, _einsum("nbhck,nbhcv->nbhkv", k_end, v)
     if _corrects(rule):
         M = M - _einsum("nbhck,nbhci,nbhil->nbhkl", k_end, solved, removed)
@@ -247,14 +248,26 @@ def _from_chunks(out_NBHCV, T):
 
 
 def _running_sum(g_C):
-    """Cumulative sum as one product: `jnp.cumsum` is a tree of small operations on CPU and GPU."""
-    C = g_C.shape[-1]
-    return _einsum("...j,ij->...i", g_C, jnp.tril(jnp.ones((C, C), jnp.float32)))
+    """Cumulative sum of g in two parts (coarse, rest), for differences that keep their bits.
+
+    After a strong decay the sum is large, and the difference of two places behind it would lose
+    what is small. Sums of the coarse part are exact, in steps of 1/64 down to -128, where exp is 0
+    in float32; those of the rest stay small. As products: `jnp.cumsum` is a tree of small
+    operations on CPU and GPU.
+    """
+    g_C = jnp.maximum(g_C, -128.0)
+    coarse_C = lax.stop_gradient(jnp.round(64.0 * g_C) / 64.0)
+    lower = jnp.tril(jnp.ones((g_C.shape[-1],) * 2, jnp.float32))
+    return tuple(_einsum("...j,ij->...i", part, lower) for part in (coarse_C, g_C - coarse_C))
 
 
-def _decay(total_C):
+def _to_end(total):
+    return sum(part[..., -1:] - part for part in total)
+
+
+def _decay(total):
     """exp(G_i - G_j) for j <= i, else 0. Masked before exp, whose overflow would be NaN later."""
-    difference = total_C[..., :, None] - total_C[..., None, :]
+    difference = sum(part[..., :, None] - part[..., None, :] for part in total)
     lower = jnp.tril(jnp.ones(difference.shape[-2:], bool))
     return jnp.exp(jnp.where(lower, difference, -1e30))
 
