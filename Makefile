@@ -51,17 +51,17 @@ benchmark: $(VENV)/.installed  ## Speed of the local rule, and of a training ste
 	NPROC=1 $(BIN)/python -m launch.benchmark --suite=train
 
 test: $(VENV)/.installed  ## All default tests, on 8 virtual CPU devices.
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist=loadfile
 
 test-slow: $(VENV)/.installed  ## The heavier ones.
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto --dist=loadfile -m slow
 
 check: $(VENV)/.installed  ## Lint and format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.installed  ## Types.
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

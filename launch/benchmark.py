@@ -7,6 +7,7 @@ compilation apart. For one core: taskset -c 0 python -m launch.benchmark ...
 """
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,9 @@ def main(_):
     for row in rows:
         print("  ".join(f"{key} {_shown(value)}" for key, value in row.items()))
     if _OUT.value:
-        storage.write_json(_OUT.value, {"suite": _SUITE.value, "machine": machine, "rows": rows})
+        storage.write_json(
+            pathlib.Path(_OUT.value), {"suite": _SUITE.value, "machine": machine, "rows": rows}
+        )
 
 
 def _rule(repeats):

@@ -49,8 +49,10 @@ def _evaluate(workdir: pathlib.Path, passes: tuple[int, ...] | None) -> dict:
 
 
 def _passes(given: list[str] | None) -> tuple[int, ...] | None:
+    if given is None:
+        return None
     try:
-        return None if given is None else tuple(map(int, given))
+        return tuple(map(int, given))
     except ValueError:
         raise ConfigError(
             f"--passes must be whole numbers such as 1,2,4; got {','.join(given)}"

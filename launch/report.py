@@ -15,10 +15,11 @@ _OUT = flags.DEFINE_string("out", None, "Folder for report.md and its figures.",
 
 
 def main(_):
-    results = report(_WORKDIR.value, _OUT.value)
+    out = pathlib.Path(_OUT.value)
+    results = report([pathlib.Path(workdir) for workdir in _WORKDIR.value], out)
     for summary in results["groups"]:
         print(markdown.accuracy_table(summary))
-    print(f"the report lies at {pathlib.Path(_OUT.value) / REPORT}")
+    print(f"the report lies at {out / REPORT}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from absl import flags
 from launch import cli
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made new, or resumed.")
-flags.mark_flags_as_required(["config", "workdir"])
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: made new, or resumed.", required=True
+)
+flags.mark_flag_as_required("config")
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -1,5 +1,9 @@
 """The window cache: how it starts, grows with each wake, and is emptied by sleep."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -73,7 +77,7 @@ def empty_window(
     )
 
 
-def fast_weights_of(written: BlockCaches) -> FastWeights:
+def fast_weights_of(written: Mapping[str, tuple[Any, ...]]) -> FastWeights:
     """The states among what the blocks wrote."""
     return {
         part: tuple(w.state if isinstance(w, DeltaCache) else None for w in of_part)
@@ -132,7 +136,8 @@ def append(config: ModelConfig, window: WindowCache, written, features_BTD, span
     def merge(cached, new):
         return new if isinstance(cached, DeltaCache) else jax.tree.map(put, cached, new)
 
-    return window.replace(
+    return dataclasses.replace(
+        window,
         blocks={part: tuple(map(merge, window.blocks[part], written[part])) for part in PARTS},
         features_BLD=put(window.features_BLD[None], features_BTD[None])[0],
         length_B=window.length_B + span.length_B,

@@ -98,7 +98,7 @@ class DeltaBlock(_Shell):
         rule = config.rule
         if T == 1:
             out, state = gated_delta.step(
-                *(x[:, 0] for x in (q, k, v, g_BTH, beta_BTH)), past.state, rule=rule
+                q[:, 0], k[:, 0], v[:, 0], g_BTH[:, 0], beta_BTH[:, 0], past.state, rule=rule
             )
             out = out[:, None]
         else:

@@ -6,6 +6,7 @@ features of the pass before. Both are `blocks`.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     embedding_key, position_key, head_key, *part_keys = jax.random.split(key, 3 + len(PARTS))
     std, dtype = config.init_embedding_std, config.param_dtype
     shape = (config.vocab_size, config.d_model)
-    params = {
+    params: dict = {
         "embedding": _normal(embedding_key, shape, std, dtype),
         "final_norm": jnp.ones((config.d_model,), dtype),
     }
@@ -94,7 +95,9 @@ def logits(params, y_BTD, *, config: ModelConfig):
     )  # fmt: skip
 
 
-def empty_past(config: ModelConfig, batch_size: int, part: str, segments: tuple[int, ...]):
+def empty_past(
+    config: ModelConfig, batch_size: int, part: str, segments: tuple[int, ...]
+) -> tuple[Any, ...]:
     """Zeros for every block of `part`, with attention segments of the given numbers of slots."""
     period, repeats = config.blocks(part)
     return tuple(_empty_block(config, letter, (repeats, batch_size), segments) for letter in period)

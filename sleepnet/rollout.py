@@ -5,6 +5,7 @@ It shares `live_window` with sleep, and agrees with streaming `wake` and `sleep`
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def rollout(
     if reset_BW is None:
         reset_BW = jnp.zeros((B, W), bool)
 
-    minds = (
+    minds: tuple[Any, ...] = (
         cache.empty_fast_weights(config, B),
         cache.empty_carried(config, B),
         jnp.zeros((B,), jnp.int32),

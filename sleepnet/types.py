@@ -9,6 +9,7 @@ Trees over the network are dictionaries from a part ("prelude", "core", "coda") 
 with one entry per block of the part's shortest period, stacked over its repeats.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from flax import struct
 
 Array = jax.Array
 # Per G block the persistent state_RBHKV, float32; per A block None.
-FastWeights = dict[str, tuple[Array | None, ...]]
+FastWeights = dict[str, tuple[Any, ...]]
 
 
 @struct.dataclass
@@ -40,9 +41,9 @@ class DeltaCache:
     tail: Array
 
 
-BlockCaches = dict[str, tuple[AttentionCache | DeltaCache, ...]]
+BlockCaches = Mapping[str, tuple[AttentionCache | DeltaCache, ...]]
 # What each block goes on from: segments of keys and values for A.
-Pasts = dict[str, tuple[tuple[AttentionCache, ...] | DeltaCache, ...]]
+Pasts = Mapping[str, tuple[tuple[AttentionCache, ...] | DeltaCache, ...]]
 # Per A block the kept keys and values (sliding eviction), per G block the convolution's tail
 # (conv_carry); None where nothing crosses.
 Carried = dict[str, tuple[Any, ...]]

@@ -1,6 +1,7 @@
 """Wake: one causal pass over new tokens. It reads fast weights and writes the window cache."""
 
 import functools
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,20 @@ from sleepnet.config import PARTS, ModelConfig
 from sleepnet.types import Array, Pasts, Span, WakeState
 
 LOGITS = ("all", "last", "none")
+
+
+@overload
+def wake(
+    params, state: WakeState, tokens_BT, *, config: ModelConfig, length_B=None,
+    logits: Literal["all", "last"] = "all",
+) -> tuple[Array, WakeState]: ...  # fmt: skip
+
+
+@overload
+def wake(
+    params, state: WakeState, tokens_BT, *, config: ModelConfig, length_B=None,
+    logits: Literal["none"],
+) -> tuple[None, WakeState]: ...  # fmt: skip
 
 
 def wake(

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -14,12 +13,12 @@ import hypothesis
 import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Several tests train the same tiny model from the start: they share its compiled step.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="sleepnet-tests-"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 hypothesis.settings.register_profile("sleepnet", deadline=None)
 hypothesis.settings.load_profile("sleepnet")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: a sweep that the default run leaves out")
+    # Compiling is most of the suite's time: tests, and the next run, share compiled programs.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))  # of child processes
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])

@@ -9,7 +9,7 @@ from sleepnet import tasks
 from sleepnet.config import ConfigError, ExperimentConfig
 from sleepnet.evaluation import scoring
 from sleepnet.evaluation.intervals import wilson
-from sleepnet.tasks import Floor, Task
+from sleepnet.tasks import Task
 from sleepnet.training.step import score
 
 # One program for each N and size of batch, also for streaming's comparison.
@@ -79,9 +79,9 @@ def evaluate(
                 f"evaluation.examples: none of {config.evaluation.examples} {split} examples asks "
                 f"{depth} {task.depth_name}; take more"
             )
-        by_depth.append(_result(passes, depth, counts, task.floor(depth)))
+        by_depth.append(_result(passes, depth, counts, *task.floor(depth)))
     everything = scoring.count(answers.where(np.isin(answers.depth_Q, task.depths)))
-    return [*by_depth, _result(passes, None, everything, _floor_of_all(by_depth))]
+    return [*by_depth, _result(passes, None, everything, *_floor_of_all(by_depth))]
 
 
 def _all_answers(params, config, task: Task, passes, split):
@@ -100,7 +100,7 @@ def _all_answers(params, config, task: Task, passes, split):
     return answers.where(answers.example_Q < wanted)
 
 
-def _result(passes, depth, counts: scoring.Counts, floor) -> DepthResult:
+def _result(passes, depth, counts: scoring.Counts, floor, exact_floor) -> DepthResult:
     accuracy = wilson(counts.right / counts.answers, counts.examples)
     exact = wilson(counts.exact / counts.examples, counts.examples)
     return DepthResult(
@@ -114,12 +114,12 @@ def _result(passes, depth, counts: scoring.Counts, floor) -> DepthResult:
         exact=exact.mean,
         exact_low=exact.low,
         exact_high=exact.high,
-        floor=floor.answer,
-        exact_floor=floor.exact,
+        floor=floor,
+        exact_floor=exact_floor,
     )
 
 
-def _floor_of_all(by_depth: list[DepthResult]):
+def _floor_of_all(by_depth: list[DepthResult]) -> tuple[float, float | None]:
     answers = [result.answers for result in by_depth]
     answer = float(np.average([result.floor for result in by_depth], weights=answers))
-    return Floor(answer, by_depth[0].exact_floor if len(by_depth) == 1 else None)
+    return answer, by_depth[0].exact_floor if len(by_depth) == 1 else None

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +15,8 @@ from sleepnet.config import ModelConfig
 from sleepnet.sleep import sleep
 from sleepnet.types import WakeState
 from sleepnet.wake import wake
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,11 @@ def sleep_latency(
     read = functools.partial(_wake, params, newborn, tokens_BL, config=model, logits="last")
     _, full = read()
     calls = {N: functools.partial(sleep, params, full, config=model, passes=N) for N in passes}
-    timings = interleaved({"prefill": read, **calls}, repeats)
-    return SleepTimings(prefill=timings.pop("prefill"), sleep=timings)
+    timings = interleaved({**calls, "prefill": read}, repeats)
+    return SleepTimings(prefill=timings["prefill"], sleep={N: timings[N] for N in passes})
 
 
-def interleaved(calls: dict[Hashable, Callable], repeats: int) -> dict[Hashable, Timing]:
+def interleaved(calls: Mapping[Key, Callable], repeats: int) -> dict[Key, Timing]:
     """Times each call `repeats` times in turn, A B C A B C .., after two rounds to warm up.
 
     In turn, because machines are noisy: a slow spell then falls on all of them alike.

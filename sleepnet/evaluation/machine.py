@@ -3,13 +3,14 @@
 import os
 import pathlib
 import platform
+from typing import Any
 
 import jax
 
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")  # of Linux
 
 
-def describe_machine() -> dict[str, str | int]:
+def describe_machine() -> dict[str, Any]:
     """Processor, cores, JAX's devices and versions, for JSON."""
     return {
         "cpu": _cpu_model(),

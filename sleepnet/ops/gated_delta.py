@@ -267,7 +267,8 @@ def _to_end(total):
 
 def _decay(total):
     """exp(G_i - G_j) for j <= i, else 0. Masked before exp, whose overflow would be NaN later."""
-    difference = sum(part[..., :, None] - part[..., None, :] for part in total)
+    coarse, rest = (part[..., :, None] - part[..., None, :] for part in total)
+    difference = coarse + rest
     lower = jnp.tril(jnp.ones(difference.shape[-2:], bool))
     return jnp.exp(jnp.where(lower, difference, -1e30))
 

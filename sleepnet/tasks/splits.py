@@ -25,7 +25,9 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
     # Philox counts upwards in the first word, so no example can run into the next one's numbers.
     counter = np.array([0, 0, 0, index], np.uint64)
     key = _PhiloxKey(seed, SPLITS.index(split))
-    return np.random.Generator(np.random.Philox(key, counter=counter))
+    # NumPy's stubs do not know that a bit generator takes any ISeedSequence.
+    philox = np.random.Philox(key, counter=counter)  # pyright: ignore[reportArgumentType]
+    return np.random.Generator(philox)
 
 
 def check_split(split: str):

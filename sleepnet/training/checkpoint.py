@@ -1,6 +1,7 @@
 """Checkpoints through Orbax, each array with a digest. The only file that names Orbax."""
 
 import pathlib
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -58,7 +59,7 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract), digests=ocp.args.JsonRestore()
         )
         try:
-            restored = self._manager.restore(step, args=items)
+            restored: Any = self._manager.restore(step, args=items)
         except Exception as error:  # Orbax raises a dozen kinds, many from its file formats
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise storage.StorageError(

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,7 +111,7 @@ def load_config(workdir: pathlib.Path) -> ExperimentConfig:
     return from_dict(storage.read_json(path))
 
 
-def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[dict, int]:
+def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, int]:
     """Trained parameters of a workdir and their step, the last one by default."""
     config = load_config(workdir)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
@@ -198,7 +199,7 @@ class _Clock:
         return time.perf_counter() - self._began
 
     def steps_per_second(self):
-        if not self._steps:
+        if self._first is None or not self._steps:
             return 0.0
         return self._steps / (time.perf_counter() - self._first)
 

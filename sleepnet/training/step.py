@@ -18,7 +18,7 @@ class TrainState:
     """Everything that a checkpoint holds. step: int32, steps that are done."""
 
     step: jax.Array
-    params: dict
+    params: optax.Params
     opt_state: optax.OptState
 
 
