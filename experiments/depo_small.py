@@ -27,8 +27,8 @@ def get_config():
             unroll=True,
         ),
         training=dict(
-            steps=3600,
-            batch_size=32,
+            steps=2000,
+            batch_size=64,
             muon_learning_rate=0.01,
             muon_weight_decay=0.01,
             adam_learning_rate=0.003,

@@ -22,7 +22,7 @@ def get_config():
             cells_asked=12,
             questions=12,
             window=12,
-            curriculum=64000,
+            curriculum=38400,
         ),
         model=dict(
             pattern="AG",
@@ -36,7 +36,7 @@ def get_config():
             unroll=True,
         ),
         training=dict(
-            steps=2000,
+            steps=1200,
             batch_size=64,
             muon_learning_rate=0.01,
             muon_weight_decay=0.01,
