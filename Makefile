@@ -14,7 +14,7 @@ TRAIN = NPROC=1 $(BIN)/python -m launch.train
 export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(RUNS))/.jax_cache
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow check types format results benchmark environment clean
+.PHONY: demo test test-slow check format results benchmark environment clean
 
 demo: $(VENV)/.installed  ## Train depo_small without sleep (N = 1) and with it (N = 4), and compare.
 	@$(MAKE) --no-print-directory -j2 $(DEMO)/n1 $(DEMO)/n4
@@ -56,11 +56,9 @@ test: $(VENV)/.installed  ## All default tests, on 8 virtual CPU devices.
 test-slow: $(VENV)/.installed  ## The heavier ones.
 	$(BIN)/python -m pytest -q -n auto --dist=loadfile -m slow
 
-check: $(VENV)/.installed  ## Lint and format.
+check: $(VENV)/.installed  ## Lint, format, types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: $(VENV)/.installed  ## Types.
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.installed

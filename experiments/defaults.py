@@ -10,7 +10,14 @@ import typing
 import ml_collections
 from ml_collections import config_dict
 
-from sleepnet.config import TASKS, EvaluationConfig, ModelConfig, TrainingConfig
+from sleepnet.config import (
+    TASKS,
+    ConfigError,
+    EvaluationConfig,
+    ModelConfig,
+    TrainingConfig,
+    choices,
+)
 
 
 def experiment(*, task: dict, model: dict, training: dict, evaluation: dict | None = None):
@@ -18,6 +25,8 @@ def experiment(*, task: dict, model: dict, training: dict, evaluation: dict | No
 
     model.vocab_size and model.window may be left out: they follow the task.
     """
+    if task.get("name") not in TASKS:
+        raise ConfigError(choices("task.name", task.get("name"), TASKS))
     sections = {
         "task": (TASKS[task["name"]], task),
         "model": (ModelConfig, model),
@@ -30,14 +39,16 @@ def experiment(*, task: dict, model: dict, training: dict, evaluation: dict | No
 
 
 def _section(cls: type, values: dict) -> dict:
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in names:
+            raise ConfigError(choices(f"{cls.__name__}.{name}", name, names, what="no such field"))
     fields = {}
     for field in dataclasses.fields(cls):
         follows_task = cls is ModelConfig and field.name in ("vocab_size", "window")
         default = None if follows_task else field.default
-        value = values.pop(field.name, default)
+        value = values.get(field.name, default)
         fields[field.name] = _placeholder(field.type) if value is None else value
-    if values:
-        raise TypeError(f"{cls.__name__} has no field {', '.join(values)}")
     return fields
 
 

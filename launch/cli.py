@@ -1,6 +1,7 @@
 """What every program shares: the config flag, and errors as one clear line."""
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -15,14 +16,19 @@ from sleepnet.storage import StorageError
 USER_ERRORS = (ConfigError, StorageError)
 
 
-def run(main: Callable[[list[str]], int | None], *, also: tuple[type[Exception], ...] = ()):
+def run(main: Callable[[list[str]], int | None]):
     """`app.run`, with bad flags and expected errors answered in a line, and exit code 2."""
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every file it opens
     try:
         app.run(main, flags_parser=_parse)
-    except (*USER_ERRORS, *also) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except USER_ERRORS as error:
+        sys.exit(complain(error))
+
+
+def complain(error: Exception) -> int:
+    """Says what is wrong in a line; the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def define_config():
@@ -39,6 +45,7 @@ def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
     sections = values.to_dict()
     task = from_dict(_with_model(sections, vocab_size=1)).task
     made = tasks.make(task)
+    _check_splits(made)
     config = from_dict(_with_model(sections, vocab_size=made.vocab_size))
     if config.model.vocab_size < made.vocab_size:
         raise ConfigError(
@@ -46,6 +53,15 @@ def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
             f"{made.vocab_size} tokens; leave it out, and it follows the task"
         )
     return config
+
+
+def _check_splits(task):
+    """A task too small to fill both splits is found here, not after training."""
+    for split in ("train", "test"):
+        try:
+            task.example(split, 0)
+        except ValueError as error:
+            raise ConfigError(f"task: {error}") from None
 
 
 def _with_model(sections: dict, vocab_size: int) -> dict:
@@ -69,15 +85,17 @@ def _parse(argv):
 
 def _check_config_path(argv):
     """config_flags reports a missing file only after a traceback of its own."""
-    for argument in argv[1:]:
-        if not argument.startswith(("--config=", "-config=")):
+    for argument, following in itertools.pairwise((*argv[1:], "")):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
             continue
-        path = pathlib.Path(argument.split("=", 1)[1].split(":")[0])
-        if not path.exists():
-            files = [p for p in path.parent.glob("*.py") if "def get_config" in p.read_text()]
+        path = pathlib.Path((value if equals else following).split(":")[0])
+        if not path.is_file():
+            folder = path if path.is_dir() else path.parent
+            files = [p for p in folder.glob("*.py") if "def get_config" in p.read_text()]
             known = sorted(map(str, files)) or ["experiments/depo_small.py"]
             raise ConfigError(
-                f"--config={path} does not exist; there are: {', '.join(known)}; "
+                f"--config={path} is no file; there are: {', '.join(known)}; "
                 f"the nearest is {nearest(path, known)}"
             )
 
@@ -98,4 +116,6 @@ def _explain(argv, error) -> str:
         name = argument.lstrip("-").split("=")[0]
         if name.startswith("config.") and name not in paths:
             return f"--{name}: no such field; the nearest is --{nearest(name, paths)}"
+    if isinstance(error, KeyError):
+        return f"the task of this experiment has no field {error}"
     return str(error)

@@ -29,14 +29,14 @@ flags.mark_flag_as_required("config")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def main(argv):
+def main(_):
     stop = _StopOnSignal()
     config = cli.experiment_config(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value)
     from sleepnet.training import loop  # heavy imports only once the config is known to be good
 
     loop.claim_workdir(config, workdir)
-    _record_start(workdir, config, argv)
+    _record_start(workdir, config)
     print(
         f"training {config.task.name}, pattern {config.model.pattern}, N = {config.model.passes}, "
         f"seed {config.training.seed}: {config.training.steps} steps of "
@@ -45,21 +45,19 @@ def main(argv):
     show = _ProgressLine(sys.stderr)
     if tip := _huge_pages_tip():
         show.notice(tip)
-    state = loop.train(
-        config, workdir, on_progress=show, on_notice=show.notice, should_stop=stop.asked
-    )
-    show.end()
+    try:
+        state = loop.train(
+            config, workdir, on_progress=show, on_notice=show.notice, should_stop=stop.asked
+        )
+    except loop.TrainingError as error:
+        sys.exit(cli.complain(error))
+    finally:
+        show.end()
     step = int(state.step)
     if stop.signal is not None and step < config.training.steps:
         print(f"stopped at step {step} and saved; the same command goes on from there")
         sys.exit(128 + stop.signal)
     print(f"done: step {step}, checkpoint in {workdir / 'checkpoints' / str(step)}")
-
-
-def run():
-    from sleepnet.training.loop import TrainingError
-
-    cli.run(main, also=(TrainingError,))
 
 
 def _huge_pages_tip() -> str | None:
@@ -129,13 +127,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def _record_start(workdir: pathlib.Path, config, argv):
+def _record_start(workdir: pathlib.Path, config):
     """Appends what this start ran with to starts.jsonl: command, seed, versions, device."""
     import jax
 
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": [pathlib.Path(argv[0]).name, *argv[1:]],
+        "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": config.training.seed,
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
@@ -147,4 +145,4 @@ def _record_start(workdir: pathlib.Path, config, argv):
 
 
 if __name__ == "__main__":
-    run()
+    cli.run(main)

@@ -1,6 +1,7 @@
 """The window cache: how it starts, grows with each wake, and is emptied by sleep."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,29 @@ def init_state(config: ModelConfig, batch_size: int) -> WakeState:
         fast_weights=fast_weights,
         window=empty_window(config, fast_weights, empty_carried(config, batch_size), zeros_B),
     )
+
+
+def check_state(config: ModelConfig, state: WakeState):
+    """Raises ValueError for a state that was made for another config."""
+    expected = _abstract_state(config, state.window.length_B.shape[0])
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise ValueError(
+            f"the state was made for another config: its blocks are not those of pattern "
+            f"{config.pattern!r} with eviction {config.eviction!r}; make it by init_state(config)"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True)
+    for (path, wanted), leaf in pairs:
+        if wanted.shape != leaf.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"the state was made for another config: {name} must have shape {wanted.shape}; "
+                f"got {leaf.shape}"
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_state(config, batch_size):
+    return jax.eval_shape(lambda: init_state(config, batch_size))
 
 
 def empty_fast_weights(config: ModelConfig, batch_size: int) -> FastWeights:

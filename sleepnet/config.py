@@ -10,6 +10,7 @@ open is a named field here; its comment says "our choice".
 
 import dataclasses
 import difflib
+import math
 import re
 import typing
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ REMAT_LEVELS = ("window", "pass", "block")
 CONV_INITS = ("identity", "uniform")
 MLPS = ("gelu", "swiglu")
 SCHEDULES = ("constant", "cosine")
+MAX_SEED = 2**63 - 1
+MAX_CHUNK = 1024  # beyond it, sums of strong decays are no longer exact
 
 
 FOLLOWS: Any = None  # the default of a field that is set from others when the config is made
@@ -93,6 +96,7 @@ class ModelConfig:
     unroll: bool = False  # write loops over blocks, passes and windows out: small models run faster
 
     def __post_init__(self):
+        _check_types(self)
         _positive(self, "vocab_size", "d_model", "window", "passes", "num_heads", "conv_width")
         _positive(self, "mlp_ratio", "norm_eps", "rope_base", "init_scale", "init_embedding_std")
         _positive_if_given(self, "num_kv_heads", "head_dim", "num_key_heads", "num_value_heads")
@@ -121,12 +125,15 @@ class ModelConfig:
             raise ConfigError(
                 f"head_dim must be even, because rotary positions turn pairs; got {self.head_dim}"
             )
-        if self.chunk is not None and self.chunk & (self.chunk - 1):
-            nearest = 1 << (self.chunk.bit_length() - 1)
-            raise ConfigError(f"chunk must be a power of two, such as {nearest}; got {self.chunk}")
+        if self.chunk is not None:
+            _in_range(self, "chunk", 1, MAX_CHUNK)
+            if self.chunk & (self.chunk - 1):
+                near = 1 << (self.chunk.bit_length() - 1)
+                raise ConfigError(f"chunk must be a power of two, such as {near}; got {self.chunk}")
         unknown = self.remat_levels - set(REMAT_LEVELS)
         if unknown:
-            raise ConfigError(_choices("remat", "+".join(sorted(unknown)), ("none", *REMAT_LEVELS)))
+            alone = ("none",) if len(self.remat_levels) == 1 else ()
+            raise ConfigError(choices("remat", "+".join(sorted(unknown)), (*alone, *REMAT_LEVELS)))
         split_pattern(self.pattern)  # raises
 
     @property
@@ -156,9 +163,9 @@ def split_pattern(pattern: str) -> dict[str, str]:
       ConfigError: letters other than A and G, unbalanced brackets, or an empty core.
     """
     bare = pattern if "[" in pattern or "]" in pattern else f"[{pattern}]"
-    match = re.fullmatch(r"([AG]*)\[([AG]+)\]([AG]*)", bare) if isinstance(pattern, str) else None
+    match = re.fullmatch(r"([AG]*)\[([AG]+)\]([AG]*)", bare)
     if match is None:
-        letters = re.sub(r"[^AG]", "", str(pattern).upper()) or "AGAG"
+        letters = re.sub(r"[^AG]", "", pattern.upper()) or "AGAG"
         raise ConfigError(
             f"pattern must be letters A (window attention) and G (gated delta), with at most one "
             f"pair of brackets around a core that is not empty, such as 'AGAG' or 'GG[AGAG]G'; "
@@ -205,25 +212,32 @@ class DepoConfig:
     seed: int = 0
 
     def __post_init__(self):
+        _check_types(self)
         _one_of(self, "name", ("depo",))
         _positive(self, "nodes", "hops", "symbols", "min_word", "max_word", "queries", "window")
         _fraction(self, "test_fraction")
         _default(self, "min_nodes", self.nodes)
         _default(self, "test_hops", tuple(range(1, self.hops + 1)))
-        _not_negative(self, "curriculum", "seed")
+        _not_negative(self, "curriculum")
+        _in_range(self, "seed", 0, MAX_SEED)
         _in_range(self, "min_nodes", 3, self.nodes)
         _in_range(self, "min_word", 1, self.max_word)
         _in_range(self, "queries", 1, self.nodes)
         _in_range(self, "hops", 1, self.nodes - 1)  # k = nodes asks nothing: it leads back
         rising = list(self.test_hops) == sorted(set(self.test_hops))
-        if not self.test_hops or not rising or not 1 <= self.test_hops[0] <= self.hops:
+        within = all(1 <= k <= self.hops for k in self.test_hops)
+        if not self.test_hops or not rising or not within:
             raise ConfigError(f"test_hops must rise within 1..{self.hops}; got {self.test_hops}")
-        _in_range(self, "hops", self.test_hops[-1], self.nodes - 1)
         words = sum(self.symbols**size for size in range(self.min_word, self.max_word + 1))
         if words < self.nodes:
             raise ConfigError(
                 f"symbols={self.symbols} with words of {self.min_word} to {self.max_word} tokens "
                 f"name only {words} nodes, and nodes is {self.nodes}; set symbols to {self.nodes}"
+            )
+        if words > MAX_SEED:
+            raise ConfigError(
+                f"symbols={self.symbols} with words of up to {self.max_word} tokens make {words} "
+                f"words, and at most 2**63 - 1 can be numbered; lower max_word"
             )
         if self.query_tokens > self.window:
             raise ConfigError(
@@ -261,10 +275,12 @@ class Rule110Config:
     seed: int = 0
 
     def __post_init__(self):
+        _check_types(self)
         _one_of(self, "name", ("rule110",))
         _positive(self, "cells", "strings", "cells_asked", "questions", "window")
         _fraction(self, "test_fraction")
-        _not_negative(self, "curriculum", "seed")
+        _not_negative(self, "curriculum")
+        _in_range(self, "seed", 0, MAX_SEED)
         _in_range(self, "cells", 3, min(self.window, 62))
         _in_range(self, "cells_asked", 1, self.cells)
         _in_range(self, "questions", 1, self.strings * self.cells_asked)
@@ -299,9 +315,11 @@ class TrainingConfig:
     checkpoints_kept: int = 3
 
     def __post_init__(self):
+        _check_types(self)
         _positive(self, "steps", "batch_size", "muon_learning_rate", "adam_learning_rate")
         _positive(self, "clip_norm", "log_every", "checkpoint_every", "checkpoints_kept")
-        _not_negative(self, "seed", "muon_weight_decay", "adam_weight_decay", "warmup_steps")
+        _in_range(self, "seed", 0, MAX_SEED)
+        _not_negative(self, "muon_weight_decay", "adam_weight_decay", "warmup_steps")
         _one_of(self, "schedule", SCHEDULES)
         _in_range(self, "decay_fraction", 0.0, 1.0)
         _in_range(self, "adam_b2", 0.0, 1.0)
@@ -321,6 +339,7 @@ class EvaluationConfig:
     streaming_examples: int = 16  # of them, how many also go through wake and sleep token by token
 
     def __post_init__(self):
+        _check_types(self)
         _positive(self, "examples", "batch_size")
         _not_negative(self, "streaming_examples")
         if not self.passes or min(self.passes) < 1:
@@ -354,6 +373,9 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     Raises:
       ConfigError: an unknown, missing or impossible field, with its full path.
     """
+    for section in (values, *(values.values() if isinstance(values, dict) else ())):
+        if not isinstance(section, dict):
+            raise ConfigError(f"the config and its sections must be dictionaries; got {section!r}")
     values = dict(values)
     _known("", values, [field.name for field in dataclasses.fields(ExperimentConfig)])
     for needed in ("model", "task"):
@@ -362,7 +384,7 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     task = dict(values["task"])
     name = task.get("name")
     if name not in TASKS:
-        raise ConfigError(_choices("task.name", name, TASKS))
+        raise ConfigError(choices("task.name", name, TASKS))
     return ExperimentConfig(
         model=_build("model", ModelConfig, values["model"]),
         task=_build("task", TASKS[name], task),
@@ -372,32 +394,45 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
 
 
 def _build(section: str, cls: type, values: dict[str, Any]):
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    _known(f"{section}.", values, fields)
-    frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    for key, value in frozen.items():
-        if value is not None or fields[key].default is not FOLLOWS:
-            _typed(f"{section}.{key}", value, fields[key].type)
+    _known(f"{section}.", values, [field.name for field in dataclasses.fields(cls)])
     try:
-        return cls(**frozen)
+        return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{section}.{error}") from None
     except TypeError as error:
         raise ConfigError(f"{section}: {error}") from None
 
 
-def _typed(path: str, value: Any, annotation: Any):
-    """Rejects e.g. a string where a number belongs, before it fails somewhere deep."""
-    kind = typing.get_origin(annotation) or annotation
+def _check_types(config):
+    """Rejects e.g. a string where a number belongs, before it fails somewhere deep.
+
+    Lists become tuples, so that a config is hashable and can be a static argument.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(config, field.name, value)
+        if value is None and field.default is FOLLOWS:
+            continue
+        _check_type(field.name, value, typing.get_origin(field.type) or field.type)
+        if isinstance(value, tuple):
+            for element in value:
+                _check_type(f"each of {field.name}", element, typing.get_args(field.type)[0])
+
+
+def _check_type(name: str, value: Any, kind: Any):
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{path} must be of type {kind.__name__}; got {value!r}")
+        raise ConfigError(f"{name} must be of type {kind.__name__}; got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} must be finite; got {value}")
 
 
 def _known(prefix: str, values: Iterable[str], allowed: Iterable[str]):
     for key in values:
         if key not in allowed:
-            raise ConfigError(_choices(f"{prefix}{key}", key, allowed, what="no such field"))
+            raise ConfigError(choices(f"{prefix}{key}", key, allowed, what="no such field"))
 
 
 def nearest(value: Any, allowed: Iterable[Any]) -> str:
@@ -406,7 +441,8 @@ def nearest(value: Any, allowed: Iterable[Any]) -> str:
     return difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)[0]
 
 
-def _choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = None) -> str:
+def choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = None) -> str:
+    """The message for a value that is none of those allowed."""
     allowed = list(allowed)
     reason = what or f"got {value!r}"
     listed = ", ".join(str(choice) for choice in allowed)
@@ -416,7 +452,7 @@ def _choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = N
 def _one_of(config, name: str, allowed: Iterable[Any]):
     value = getattr(config, name)
     if value not in allowed:
-        raise ConfigError(_choices(name, value, allowed))
+        raise ConfigError(choices(name, value, allowed))
 
 
 def _positive(config, *names: str):

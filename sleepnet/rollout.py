@@ -17,6 +17,7 @@ from sleepnet.config import ModelConfig
 from sleepnet.loop import loop
 from sleepnet.sleep import live_window
 from sleepnet.types import Array, FastWeights
+from sleepnet.wake import at_hand, check_vocabulary
 
 
 @struct.dataclass
@@ -64,15 +65,20 @@ def rollout(
     Raises:
       ValueError: shapes or static tuples that do not fit.
     """
+    if not hasattr(tokens_BWL, "dtype"):
+        tokens_BWL = np.asarray(tokens_BWL)
     B, W, L = _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config)
-    window_passes = window_passes or (config.passes,) * (W - 1) + (1,)
+    if window_passes is None:
+        window_passes = (config.passes,) * (W - 1) + (1,)
     if targets_BWL is None or mask_BWL is None:
         targets_BWL, mask_BWL = jnp.zeros_like(tokens_BWL), jnp.zeros(tokens_BWL.shape, bool)
         scored_per_window = (0,) * W
-    scored_per_window = scored_per_window or (L,) * W
-    _check_windows(window_passes, scored_per_window, W, L)
+    if scored_per_window is None:
+        scored_per_window = (L,) * W
+    plan = _plan(window_passes, scored_per_window, W, L)
     if length_BW is None:
-        length_BW = jnp.full((B, W), L, jnp.int32)
+        length_BW = np.full((B, W), L, np.int32)
+    _check_values(config, tokens_BWL, length_BW, mask_BWL, scored_per_window)
     if reset_BW is None:
         reset_BW = jnp.zeros((B, W), bool)
 
@@ -86,9 +92,7 @@ def rollout(
         for x in (tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW)
     ]
     scores, start = [], 0
-    for (passes, scored), group in itertools.groupby(
-        zip(window_passes, scored_per_window, strict=True)
-    ):
+    for (passes, scored), group in itertools.groupby(plan):
         stop = start + len(list(group))
         windows = [x[start:stop] for x in by_window]
         minds, score = _live(params, minds, windows, config, passes, scored)
@@ -146,11 +150,14 @@ def _score(params, y_BLD, targets_BL, mask_BL, config, scored):
 
 
 def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config):
-    if np.ndim(tokens_BWL) != 3 or tokens_BWL.shape[2] > config.window:
-        raise ValueError(
-            f"tokens must have shape (B, W, up to {config.window}); got {np.shape(tokens_BWL)}"
-        )
-    B, W, L = tokens_BWL.shape
+    shape = np.shape(tokens_BWL)
+    if len(shape) != 3 or 0 in shape or shape[2] > config.window:
+        raise ValueError(f"tokens must have shape (B, W, 1..{config.window}); got {shape}")
+    if not jnp.issubdtype(tokens_BWL.dtype, jnp.integer):
+        raise ValueError(f"tokens must be whole numbers; got {tokens_BWL.dtype}")
+    if (targets_BWL is None) != (mask_BWL is None):
+        raise ValueError("targets_BWL and mask_BWL are given together, or neither")
+    B, W, L = shape
     for name, x, shape in (
         ("length_BW", length_BW, (B, W)),
         ("targets_BWL", targets_BWL, (B, W, L)),
@@ -162,10 +169,29 @@ def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config
     return B, W, L
 
 
-def _check_windows(window_passes, scored_per_window, W, L):
-    if len(window_passes) != W or min(window_passes) < 1:
+def _plan(window_passes, scored_per_window, W, L) -> list[tuple[int, int]]:
+    """Passes and scored positions of each window."""
+    whole = all(isinstance(passes, int) and passes >= 1 for passes in window_passes)
+    if len(window_passes) != W or not whole:
         raise ValueError(f"window_passes must be {W} numbers of 1 or more; got {window_passes}")
     if len(scored_per_window) != W or not all(0 <= s <= L for s in scored_per_window):
         raise ValueError(
             f"scored_per_window must be {W} numbers in 0..{L}; got {scored_per_window}"
+        )
+    return list(zip(window_passes, scored_per_window, strict=True))
+
+
+def _check_values(config, tokens_BWL, length_BW, mask_BWL, scored_per_window):
+    """What shapes do not tell; only where the values are at hand: not under a transformation."""
+    if not all(map(at_hand, (tokens_BWL, length_BW, mask_BWL))):
+        return
+    tokens_BWL, length_BW, mask_BWL = map(np.asarray, (tokens_BWL, length_BW, mask_BWL))
+    L = tokens_BWL.shape[2]
+    for row, w in np.argwhere((length_BW < 0) | (length_BW > L)):
+        raise ValueError(f"length_BW must lie in 0..{L}; got {length_BW[row, w]} in row {row}")
+    check_vocabulary(config, tokens_BWL, np.arange(L) < length_BW[..., None])
+    for row, w in np.argwhere(mask_BWL.sum(-1) > np.asarray(scored_per_window)):
+        raise ValueError(
+            f"row {row} scores {mask_BWL[row, w].sum()} places of window {w}, and "
+            f"scored_per_window allows {scored_per_window[w]}"
         )

@@ -8,17 +8,17 @@ features once from the fast weights that it committed at the last sleep.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.loop import loop
 from sleepnet.types import Carried, FastWeights, Span, WakeState
-from sleepnet.wake import check_tokens, first_pass
+from sleepnet.wake import at_hand, check_call, first_pass
 
 
 def sleep(
@@ -40,9 +40,14 @@ def sleep(
       ValueError: `passes` below 1, or `rows_B` of the wrong shape.
     """
     passes = _check_passes(config, passes)
+    cache.check_state(config, state)
     batch = state.window.length_B.shape
-    if rows_B is not None and np.shape(rows_B) != batch:
-        raise ValueError(f"rows_B must have shape {batch}; got {np.shape(rows_B)}")
+    if rows_B is not None:
+        rows_B = rows_B if hasattr(rows_B, "dtype") else np.asarray(rows_B)
+        if rows_B.shape != batch or rows_B.dtype != bool:
+            raise ValueError(
+                f"rows_B must be bool of shape {batch}; got {rows_B.dtype} of shape {rows_B.shape}"
+            )
     return _sleep(params, state, rows_B, config=config, passes=passes)
 
 
@@ -68,15 +73,13 @@ def sleep_from_tokens(
       ValueError: as `wake`; and, where the values are at hand, a window that is not empty.
     """
     passes = _check_passes(config, passes)
-    check_tokens(config, state.window.length_B, tokens_BT, length_B)
-    if not isinstance(state.window.length_B, Tracer):
+    tokens_BT, length_B = check_call(config, state, tokens_BT, length_B)
+    if at_hand(state.window.length_B):
         for row in np.flatnonzero(np.asarray(state.window.length_B)):
             raise ValueError(
                 f"row {row} already holds {state.window.length_B[row]} tokens: "
                 f"`wake` the new ones, then `sleep`; or `sleep` first"
             )
-    if length_B is None:
-        length_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1], jnp.int32)
     return _sleep_from_tokens(params, state, tokens_BT, length_B, config=config, passes=passes)
 
 
@@ -119,6 +122,7 @@ def live_window(
       y_BTD of the first pass, for the head; and the fast weights, carried caches and kept_B
       with which the next window starts.
     """
+    length_B = jnp.clip(length_B, 0, tokens_BT.shape[1])
     span = cache.fresh_span(config, length_B, kept_B, tokens_BT.shape[1])
     past = {part: cache.fresh_past(config, before, carried, part) for part in PARTS}
     features_BTD, y_BTD, written = first_pass(params, tokens_BT, past, span, config=config)
@@ -178,6 +182,7 @@ def _awake(config, fast_weights, carried, kept_B):
 
 def _check_passes(config, passes):
     passes = config.passes if passes is None else passes
-    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+    whole = hasattr(passes, "__index__") and not isinstance(passes, bool)
+    if not whole or (passes := operator.index(passes)) < 1:
         raise ValueError(f"passes must be a whole number of 1 or more; got {passes!r}")
     return passes

@@ -60,15 +60,14 @@ def wake(
     """
     if logits not in LOGITS:
         raise ValueError(f"logits must be one of {', '.join(LOGITS)}; got {logits!r}")
-    check_tokens(config, state.window.length_B, tokens_BT, length_B)
-    if length_B is None:
-        length_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1], jnp.int32)
+    tokens_BT, length_B = check_call(config, state, tokens_BT, length_B)
     return _wake(params, state, tokens_BT, length_B, config=config, logits=logits)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "logits"))
 def _wake(params, state, tokens_BT, length_B, *, config, logits):
     window = state.window
+    length_B = jnp.clip(length_B, 0, config.window - window.length_B)
     span = cache.next_span(config, window, length_B, tokens_BT.shape[1])
     past = {part: cache.window_past(window, part) for part in PARTS}
     features_BTD, y_BTD, written = first_pass(params, tokens_BT, past, span, config=config)
@@ -95,11 +94,18 @@ def first_pass(params, tokens_BT, past: Pasts, span: Span, *, config: ModelConfi
     return x_BTD, y_BTD, written
 
 
-def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
-    """Raises ValueError for tokens that do not fit the window or the vocabulary.
+def check_call(config: ModelConfig, state: WakeState, tokens_BT, length_B=None):
+    """Tokens and lengths as arrays, after a look at whether they fit state, window and vocabulary.
 
     Shapes are always checked; values only where they are at hand: not under a transformation.
+
+    Raises:
+      ValueError: they do not.
     """
+    cache.check_state(config, state)
+    filled_B = state.window.length_B
+    if not hasattr(tokens_BT, "dtype"):
+        tokens_BT = np.asarray(tokens_BT)
     if np.ndim(tokens_BT) != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
         raise ValueError(
             f"tokens must be whole numbers of shape (B, T); got {tokens_BT.dtype} of shape "
@@ -115,11 +121,13 @@ def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
         )
     if length_B is not None and np.shape(length_B) != (B,):
         raise ValueError(f"length_B must have shape ({B},); got {np.shape(length_B)}")
-    _check_values(config, filled_B, tokens_BT, T if length_B is None else length_B)
+    length_B = np.full((B,), T, np.int32) if length_B is None else length_B
+    _check_values(config, filled_B, tokens_BT, length_B)
+    return tokens_BT, length_B
 
 
 def _check_values(config, filled_B, tokens_BT, length_B):
-    if not all(map(_at_hand, (filled_B, tokens_BT, length_B))):
+    if not all(map(at_hand, (filled_B, tokens_BT, length_B))):
         return
     B, T = tokens_BT.shape
     filled_B, tokens_BT = np.asarray(filled_B), np.asarray(tokens_BT)
@@ -131,15 +139,20 @@ def _check_values(config, filled_B, tokens_BT, length_B):
             f"row {row} holds {filled_B[row]} of {config.window} tokens and cannot take "
             f"{length_B[row]} more: feed it {config.window - filled_B[row]}, then sleep"
         )
-    valid_BT = np.arange(T) < length_B[:, None]
-    for row, t in np.argwhere(valid_BT & ((tokens_BT < 0) | (tokens_BT >= config.vocab_size))):
+    check_vocabulary(config, tokens_BT, np.arange(T) < length_B[:, None])
+
+
+def check_vocabulary(config: ModelConfig, tokens, valid):
+    """Raises ValueError for the first valid token id outside the vocabulary; NumPy arrays."""
+    for place in np.argwhere(valid & ((tokens < 0) | (tokens >= config.vocab_size))):
         raise ValueError(
-            f"token id {tokens_BT[row, t]} in row {row}, place {t} is outside the vocabulary: "
-            f"ids lie in 0..{config.vocab_size - 1}"
+            f"token id {tokens[tuple(place)]} in row {place[0]}, place {place[-1]} is outside the "
+            f"vocabulary: ids lie in 0..{config.vocab_size - 1}"
         )
 
 
-def _at_hand(x) -> bool:
+def at_hand(x) -> bool:
+    """Whether the values of an array can be looked at: not under a transformation."""
     if isinstance(x, Tracer):
         return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable

@@ -5,11 +5,24 @@ import re
 
 import numpy as np
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+REPOSITORY = pathlib.Path(__file__).parent.parent
+README = REPOSITORY / "README.md"
 
 
 def code_blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_its_results_are_those_of_the_committed_report():
+    text = README.read_text()
+    (table,) = re.findall(r"(?:^\|.*hops.*\|\n)(?:^\|.*\|\n)+", text, re.MULTILINE)
+    assert table in (REPOSITORY / "experiments/results/depo_small/report.md").read_text()
+
+
+def test_its_files_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text())
+    assert links
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
 
 
 def test_the_ten_lines_run_and_leave_a_mind():

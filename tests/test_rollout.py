@@ -299,15 +299,26 @@ def test_gradients_of_whole_minds_are_those_of_the_float64_model(config):
 
 
 MISFITS = {
-    "one window": (dict(tokens_BWL=LIFE[0]), r"\(B, W, up to 6\); got \(2, 6\)"),
-    "long windows": (dict(tokens_BWL=np.zeros((1, 2, 7), np.int32)), r"up to 6\); got \(1, 2, 7\)"),
+    "one window": (dict(tokens_BWL=LIFE[0]), r"\(B, W, 1\.\.6\); got \(2, 6\)"),
+    "long windows": (dict(tokens_BWL=np.zeros((1, 2, 7), np.int32)), r"1\.\.6\); got \(1, 2, 7\)"),
     "length": (dict(length_BW=FULL), r"length_BW must have shape \(1, 2\); got \(3, 4\)"),
     "targets": (dict(targets_BWL=LABELS[:, :1]), r"targets_BWL .*\(1, 2, 6\); got \(1, 1, 6\)"),
     "mask": (dict(mask_BWL=SCORED[..., :5]), r"mask_BWL .*\(1, 2, 6\); got \(1, 2, 5\)"),
     "reset": (dict(reset_BW=np.zeros(2, bool)), r"reset_BW .*\(1, 2\); got \(2,\)"),
     "passes": (dict(window_passes=(1,)), r"window_passes must be 2 numbers.*\(1,\)"),
     "no passes": (dict(window_passes=(0, 1)), r"1 or more; got \(0, 1\)"),
+    "half a pass": (dict(window_passes=(1.5, 1)), r"1 or more; got \(1\.5, 1\)"),
+    "not even one pass": (dict(window_passes=()), r"must be 2 numbers.*got \(\)"),
     "scored": (dict(scored_per_window=(1, 7)), r"0\.\.6; got \(1, 7\)"),
+    "floats": (dict(tokens_BWL=LIFE + 0.5), r"whole numbers; got float"),
+    "no windows": (dict(tokens_BWL=LIFE[:, :0]), r"got \(1, 0, 6\)"),
+    "only a mask": (dict(targets_BWL=None), r"given together"),
+    "vocabulary": (dict(tokens_BWL=LIFE + 1), r"id 13 in row 0, place 4.*0\.\.12"),
+    "long row": (
+        dict(length_BW=np.array([[6, 7]])),
+        r"length_BW must lie in 0\.\.6; got 7 in row 0",
+    ),
+    "more than scored": (dict(scored_per_window=(0, 3)), r"6 places of window 1, and .* allows 3"),
 }
 
 

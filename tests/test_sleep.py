@@ -138,8 +138,12 @@ def by_row(state, rows_B):
 
 def test_rows_of_the_wrong_shape_are_refused():
     """One flag per row."""
-    with pytest.raises(ValueError, match=r"rows_B must have shape \(3,\); got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"rows_B must be bool of shape \(3,\); got bool of shape \(2,\)"
+    ):
         sleep(HARD, newborn(HARD), rows_B=np.ones(2, bool))
+    with pytest.raises(ValueError, match=r"rows_B must be bool of shape \(3,\); got int"):
+        sleep(HARD, newborn(HARD), rows_B=[0, 1, 2])
 
 
 @both
@@ -244,3 +248,15 @@ def test_a_restless_life_stays_finite():
         _, state = wake_window(SLIDING, length_B=length, state=state)
         state = sleep(SLIDING, sleep(SLIDING, state))
         chex.assert_tree_all_finite(state)
+
+
+@both
+def test_a_mind_that_computes_in_bfloat16_keeps_float32_weights(config):
+    """They are those of float32 up to the roundings on the longest way through two windows."""
+    half = dataclasses.replace(config, compute_dtype="bfloat16")
+    (*_, (_, slept)), (*_, (_, expected)) = (
+        live(c, ragged=False, windows=2) for c in (half, config)
+    )
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(slept.fast_weights)} == {"float32"}
+    roundings = 2 * config.passes * config.num_blocks  # of 2^-8 each
+    assert_agree(slept.fast_weights, expected.fast_weights, tol=2.0**-8 * roundings)

@@ -1,5 +1,6 @@
 """Wake: what a caller may rely on while a mind reads."""
 
+import dataclasses
 import functools
 import importlib
 
@@ -290,6 +291,39 @@ def test_a_call_past_the_window_says_how_much_is_left():
         wake(HARD, state, stream()[:, 0], np.array([2, 2, 0], np.int32))
     _, full = wake(HARD, state, stream()[:, 0], np.array([2, 1, 0], np.int32))
     np.testing.assert_array_equal(full.window.length_B, [5, 6, 6])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_where_no_one_looks_tokens_past_the_boundary_are_lost(config):
+    """Under jit a row that is overfilled is the row filled to its boundary, now and later."""
+    tokens = stream()[:, 0]
+    _, started = wake(config, newborn(config), tokens[:, :4])
+    blind = jax.jit(functools.partial(sleepnet.wake, config=config))
+    _, overfull = blind(params(config), started, tokens)
+    _, full = wake(config, started, tokens, np.full((B,), L - 4, np.int32))
+    assert_identical(overfull.fast_weights, full.fast_weights)
+    after = [
+        wake(config, sleepnet.sleep(params(config), state, config=config), tokens)[0]
+        for state in (overfull, full)
+    ]
+    assert_agree(*after)
+
+
+def test_a_state_of_another_config_is_named():
+    """Its window, its width, or the blocks themselves."""
+    for changes, message in (
+        ({"window": 5}, r"features_BLD must have shape|keys must have shape"),
+        ({"pattern": "G"}, r"made for another config: .* pattern '\[AGAG\]G'"),
+        ({"eviction": "sliding"}, r"made for another config: .* eviction 'hard'"),
+    ):
+        foreign = newborn(dataclasses.replace(HARD, **changes))
+        with pytest.raises(ValueError, match=message):
+            wake(HARD, foreign, TOKENS)
+
+
+def test_lists_of_tokens_are_tokens():
+    logits, _ = wake(HARD, newborn(HARD), TOKENS.tolist())
+    assert_identical(logits, wake(HARD, newborn(HARD), TOKENS)[0])
 
 
 def test_shapes_are_checked_under_a_transformation_too():

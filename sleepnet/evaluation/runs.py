@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import pathlib
 
@@ -83,7 +82,8 @@ def load_run(workdir: pathlib.Path) -> Run:
     timing = _up_to(evaluation["step"], read_rows(workdir / TIMING))
     starts = read_rows(workdir / STARTS)
     arguments = starts[0]["command"][1:] if starts else None
-    return Run(workdir, config, evaluation, metrics, _wall_seconds(timing), arguments)
+    seconds = timing[-1]["seconds"] if timing else None
+    return Run(workdir, config, evaluation, metrics, seconds, arguments)
 
 
 def group_runs(runs: list[Run]) -> list[list[Run]]:
@@ -121,12 +121,3 @@ def _check_group(group: list[Run]):
 
 def _up_to(step: int, rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["step"] <= step]
-
-
-def _wall_seconds(rows: list[dict]) -> float | None:
-    """Each start counts from 0: where the seconds fall, another one begins."""
-    if not rows:
-        return None
-    seconds = [row["seconds"] for row in rows]
-    ends = [now for now, later in itertools.pairwise(seconds) if later < now]
-    return sum(ends) + seconds[-1]

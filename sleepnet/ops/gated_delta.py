@@ -206,7 +206,8 @@ def _prepare(q, k, v, g, beta, rule):
     groups = v.shape[-2] // k.shape[-2]
     if groups > 1:
         q, k = jnp.repeat(q, groups, axis=-2), jnp.repeat(k, groups, axis=-2)
-    return q / math.sqrt(k.shape[-1]), k, v, g if rule.startswith("gated") else 0.0 * g, beta
+    g = g if rule.startswith("gated") else jnp.zeros_like(g)
+    return q / math.sqrt(k.shape[-1]), k, v, g, beta
 
 
 def _check_shapes(q, k, v, g, beta):

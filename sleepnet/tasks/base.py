@@ -12,11 +12,12 @@ class Floor(NamedTuple):
 
     Attributes:
       answer: the probability that one answer is right.
-      exact: the probability that all answers of one depth in an example are right.
+      exact: the probability that all answers of one depth in an example are right; None where
+        the answers of an example depend on each other in a way that was not counted out.
     """
 
     answer: float
-    exact: float
+    exact: float | None
 
 
 class Task(abc.ABC):

@@ -1,5 +1,7 @@
 """Depo: a cycle told as shuffled edges, then "which node is k hops from here?"."""
 
+import functools
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +11,8 @@ from sleepnet.tasks.base import Floor, Task
 from sleepnet.tasks.layout import Example, Layout, Question, cut_right_aligned
 from sleepnet.tasks.splits import draw_in_split, generator
 from sleepnet.tasks.words import Words
+
+_MOST_NODES_COUNTED = 9  # 8! cycles
 
 
 class Depo(Task):
@@ -110,14 +114,18 @@ class Depo(Task):
         are read to longer words rule out is left out.
 
         `exact` is the expectation over the number m of an example's questions that ask this
-        depth, given m > 0: m is binomial, and the guesses are taken as independent.
+        depth, given m > 0 (m is binomial), of the best joint guess: where k hops lead from m nodes
+        is counted over all cycles, as the answers depend on each other. Too many nodes: None.
         """
         self._check_depth(depth)
-        answer = 1 / (self.config.nodes - 1)
-        others = 1 - 1 / len(self.depths)  # a question asks another depth
-        none = others**self.config.queries
-        all_right = (others + (1 - others) * answer) ** self.config.queries  # m = 0 included
-        return Floor(answer=answer, exact=(all_right - none) / (1 - none))
+        n, queries = self.config.nodes, self.config.queries
+        if n > _MOST_NODES_COUNTED:
+            return Floor(answer=1 / (n - 1), exact=None)
+        ask = 1 / len(self.depths)
+        m = np.arange(1, queries + 1)
+        asked_m = np.array([math.comb(queries, i) for i in m]) * ask**m * (1 - ask) ** (queries - m)
+        exact = float(asked_m @ _best_joint_guess(n, depth)[:queries] / asked_m.sum())
+        return Floor(answer=1 / (n - 1), exact=exact)
 
     def token_name(self, token: int) -> str:
         """A symbol's number with a full stop where it ends a word, "+k" for k hops, or "=>"."""
@@ -128,6 +136,19 @@ class Depo(Task):
             return f"+{token - self._first_hop_token}"
         end = token >= self.config.symbols
         return f"{token - self.config.symbols}." if end else str(token)
+
+
+@functools.cache
+def _best_joint_guess(n: int, k: int) -> np.ndarray:
+    """For m = 1..n: the share of all n-cycles on which one guess, from m nodes k hops on, holds.
+
+    The likeliest such guess; by symmetry it matters not which m nodes.
+    """
+    orders = np.array([(0, *rest) for rest in itertools.permutations(range(1, n))])
+    ends = np.empty_like(orders)
+    np.put_along_axis(ends, orders, np.roll(orders, -k, axis=1), axis=1)
+    counts = (np.unique(ends[:, :m], axis=0, return_counts=True)[1] for m in range(1, n + 1))
+    return np.array([count.max() / len(ends) for count in counts])
 
 
 def cycle_identity(cycle: list[int]) -> bytes:

@@ -89,12 +89,13 @@ class Rule110(Task):
         """What it scores to always answer the bit that is more frequent after `depth` steps.
 
         The frequency is taken over all states, as test states are a random choice of them.
-        `exact` takes the answers as independent, as they are when one cell of each string is asked.
+        `exact` is known where one cell of each string is asked: the answers are then independent.
         """
         self._check_depth(depth)
         one = probability_of_one(self.config.cells, depth)
         answer = max(one, 1 - one)
-        return Floor(answer=answer, exact=answer**self.config.questions)
+        independent = self.config.cells_asked == 1
+        return Floor(answer=answer, exact=answer**self.config.questions if independent else None)
 
     def token_name(self, token: int) -> str:
         """A bit, "t=32", or "s0c5" for cell 5 of string 0."""

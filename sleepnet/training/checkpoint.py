@@ -60,6 +60,8 @@ class Checkpoints:
         )
         try:
             restored: Any = self._manager.restore(step, args=items)
+        except (MemoryError, PermissionError):
+            raise  # say nothing of the checkpoint
         except Exception as error:  # Orbax raises a dozen kinds, many from its file formats
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise storage.StorageError(
@@ -69,18 +71,34 @@ class Checkpoints:
         return restored.state
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
-        """The newest state that is whole, and a warning for each that was not.
+        """The newest state that is whole, and a warning for each newer one that was not.
 
         A damaged checkpoint is set aside under another name, never deleted.
+
+        Returns:
+          None in place of the state if there is no checkpoint.
+
+        Raises:
+          StorageError: there are checkpoints and none can be read; all are left as they are.
         """
-        warnings = []
+        damaged = []
         for step in reversed(self.steps()):
             try:
-                return self.restore(like, step), warnings
+                state = self.restore(like, step)
             except storage.StorageError as error:
-                aside = self._set_aside(step)
-                warnings.append(f"{error}; kept as {aside.name}, going back to an older one")
-        return None, warnings
+                damaged.append((step, error))
+                continue
+            return state, [
+                f"{error}; kept as {self._set_aside(bad).name}, going back to step {step}"
+                for bad, error in damaged
+            ]
+        if damaged:
+            raise storage.StorageError(
+                f"none of the {len(damaged)} checkpoints in {self.folder} can be read; all are "
+                f"left as they are: mend them, or take another --workdir. The newest: "
+                f"{damaged[0][1]}"
+            )
+        return None, []
 
     def close(self):
         self._manager.close()

@@ -160,8 +160,8 @@ def _check_finite(metrics, step, checkpoints) -> dict[str, float]:
         saved = [s for s in checkpoints.steps() if s < step]
         back = f"go back to {checkpoints.path(saved[-1])}" if saved else "no checkpoint is older"
         raise TrainingError(
-            f"step {step}: {bad[0]} is {values[bad[0]]}; nothing of this step was saved: {back}, "
-            f"and lower a learning rate or training.clip_norm"
+            f"step {step}: {bad[0]} is {values[bad[0]]}; nothing of this step was saved: {back}. "
+            f"A lower learning rate or training.clip_norm needs another --workdir"
         )
     return values
 

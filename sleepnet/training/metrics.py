@@ -10,7 +10,7 @@ import pathlib
 
 from tensorboardX import SummaryWriter
 
-from sleepnet.storage import write_atomic
+from sleepnet.storage import StorageError, write_atomic
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
@@ -42,15 +42,20 @@ class MetricsWriter:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSONL file; a last line that a crash cut short is left out."""
+    """The rows of a JSONL file; a last line that a crash cut short is left out.
+
+    Raises:
+      StorageError: an earlier line is damaged.
+    """
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    rows, lines = [], path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except ValueError:
-            break
+            if number < len(lines):
+                raise StorageError(f"{path}, line {number} is damaged: mend or remove it") from None
     return rows
 
 

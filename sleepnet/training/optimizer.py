@@ -49,9 +49,9 @@ def schedule(config: TrainingConfig, peak: float) -> optax.Schedule:
     if config.schedule == "cosine":
         pieces.append(optax.cosine_decay_schedule(peak, steps - warm))
     else:
-        decay = round(config.decay_fraction * steps)
+        decay = min(round(config.decay_fraction * steps), steps - warm)
         pieces.append(optax.constant_schedule(peak))
         if decay:
             pieces.append(optax.linear_schedule(peak, 0.0, decay))
-            boundaries.append(max(warm, steps - decay))
+            boundaries.append(steps - decay)
     return optax.join_schedules(pieces, boundaries)

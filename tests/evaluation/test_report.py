@@ -28,8 +28,7 @@ def write_run(workdir, config, *, seed=0, passes=1, accuracy=0.5, step=40, laten
         for s in (10, 20, 30, 40, 50)
     ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # Two starts: 8 s up to step 20, then 5 s up to the evaluated step 40.
-    seconds = {10: 4.0, 20: 8.0, 30: 2.0, 40: 5.0, 50: 9.0}
+    seconds = {10: 4.0, 20: 8.0, 30: 10.0, 40: 13.0, 50: 17.0}
     timing = [{"step": s, "seconds": seconds[s], "tokens_per_second": 1.0} for s in seconds]
     (workdir / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timing))
     start = {"command": ["train.py", f"--config.training.seed={seed}", "--workdir=a b"]}

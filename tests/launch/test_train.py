@@ -82,6 +82,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     assert f"stopped at step {max(saved)} and saved" in output
     start = json.loads((tmp_path / "starts.jsonl").read_text())
     assert start["seed"] == 0 and "jax" in start["versions"]
+    assert start["command"] == ["train.py", *TINY, f"--workdir={tmp_path}"]
 
     other = run(*TINY, "--config.training.seed=1", f"--workdir={tmp_path}")
     assert other.returncode == 2

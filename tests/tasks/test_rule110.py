@@ -137,6 +137,11 @@ def test_the_floor_of_the_paper():
     assert floor.exact == pytest.approx(0.0995, abs=5e-5)
 
 
+def test_several_cells_of_one_state_depend_on_each_other_and_have_no_exact_floor():
+    config = Rule110Config(cells=12, strings=2, steps=(1,), cells_asked=12, questions=12, window=12)
+    assert Rule110(config).floor(1).exact is None
+
+
 def test_many_cells_are_sampled_and_come_close_to_fewer_counted_ones():
     assert probability_of_one(40, 4) == probability_of_one(40, 4)
     # Four steps see nine cells, so the size of a larger ring does not matter.

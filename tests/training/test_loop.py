@@ -101,15 +101,50 @@ def test_a_damaged_checkpoint_is_named_kept_and_passed_over(finished, copied):
     assert (copied / "damaged-checkpoint-6").is_dir()
 
 
+@restore_fails
+def test_where_no_checkpoint_can_be_read_nothing_is_touched(copied):
+    """Neither checkpoints nor metrics: training does not start anew over them."""
+    for file in (copied / "checkpoints").rglob("*"):
+        if file.is_file() and "state" in file.parts:
+            file.write_bytes(b"")
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(
+        StorageError, match=r"none of the 2 checkpoints .* can be read; all are left"
+    ):
+        loop.train(CONFIG, copied)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_a_machine_without_memory_says_nothing_of_the_checkpoint(finished, copied, monkeypatch):
+    """What is no fault of the files passes through, and they stay."""
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    checkpoints = Checkpoints(copied)
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(MemoryError):
+        checkpoints.restore_latest(finished[0])
+    assert checkpoints.steps() == [4, 6]
+
+
 def test_a_digest_catches_what_the_format_does_not(finished, copied):
     """Arrays that read back well but are not those that were written are refused by name."""
-    checkpoints = Checkpoints(copied)
-    state = checkpoints.restore(finished[0], 6)
-    changed = jax.tree.map(lambda x: x, state)
-    changed.params["head"] = changed.params["head"].at[0, 0].add(1.0)
-    wrong = loop.storage.digests(changed)
+    digests = copied / "checkpoints" / "6" / "digests" / "metadata"
+    stored = json.loads(digests.read_text())
+    (head,) = (path for path in stored if path.endswith("params['head']"))
+    digests.write_text(json.dumps(stored | {head: "0" * 64}))
     with pytest.raises(StorageError, match=r"params\['head'\] is damaged"):
-        loop.storage.verify(state, wrong, "checkpoint")
+        Checkpoints(copied).restore(finished[0], 6)
+
+
+def test_a_damaged_row_of_metrics_is_named_and_none_is_lost(copied):
+    rows = (copied / METRICS).read_text().splitlines()
+    rows[1] = rows[1][:10]
+    (copied / METRICS).write_text("\n".join(rows))
+    with pytest.raises(StorageError, match=r"metrics\.jsonl, line 2 is damaged"):
+        loop.train(CONFIG, copied)
+    assert (copied / METRICS).read_text().splitlines() == rows
 
 
 @restore_fails

@@ -87,6 +87,8 @@ def test_schedules_hit_their_corners():
     at = {0: 0.0, 5: 1.0, 10: 2.0, 79: 2.0, 90: 1.0, 100: 0.0}
     for step, expected in at.items():
         assert float(rate(step)) == pytest.approx(expected)
+    long_decay = schedule(TrainingConfig(steps=100, warmup_steps=50, decay_fraction=0.8), 2.0)
+    assert [float(long_decay(s)) for s in (50, 75, 100)] == pytest.approx([2.0, 1.0, 0.0])
     cosine = schedule(TrainingConfig(steps=110, warmup_steps=10, schedule="cosine"), 2.0)
     assert [float(cosine(s)) for s in (10, 60, 110)] == pytest.approx([2.0, 1.0, 0.0])
 
