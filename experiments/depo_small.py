@@ -7,6 +7,10 @@ to the next. Test cycles are never seen in training.
     python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo_small/n4 \
         --config.model.passes=4
     python -m launch.evaluate --workdir=runs/depo_small/n4
+
+Cost: 4.1M tokens; on one CPU core (NPROC=1, GLIBC_TUNABLES=glibc.malloc.hugetlb=1) 6 minutes at
+N = 4, 3 at N = 1. Expect at 4 hops, over three seeds: N = 4 .985, N = 2 .69, N = 1 .38, where
+guessing scores .143 (results/depo_small).
 """
 
 from experiments.defaults import experiment

@@ -7,6 +7,10 @@ never seen in training.
     python -m launch.train --config=experiments/rule110_small.py --workdir=runs/rule110_small/n4 \
         --config.model.passes=4
     python -m launch.evaluate --workdir=runs/rule110_small/n4
+
+Cost: 3.7M tokens; on one CPU core (NPROC=1, GLIBC_TUNABLES=glibc.malloc.hugetlb=1) 6 minutes at
+N = 4, 3 at N = 1. Expect after 4 steps, over three seeds: N = 4 .87, N = 1 .62, where guessing
+scores .535 (results/rule110_small).
 """
 
 from experiments.defaults import experiment
