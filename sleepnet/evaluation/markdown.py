@@ -7,8 +7,8 @@ from sleepnet.evaluation.summary import SMOOTHED_ROWS, select
 _NOTHING = "–"
 _HOW_CURVES = (
     f"Tokens predicted right on training batches: centred moving average over {SMOOTHED_ROWS} "
-    f"logged rows, mean over seeds; thin lines are the seeds. FLOPs count matrix products, "
-    f"backward included."
+    f"logged rows, mean over seeds; thin lines are the seeds. Tokens count every place of "
+    f"every window, padding included; FLOPs the matrix products, backward included."
 )
 _HOW_STREAMING = (
     "Streaming agreement: the largest difference in nats between -log p through `wake` token by "
@@ -149,7 +149,8 @@ def _latency(summary, files) -> str:
     where = f"Batch {latency['batch_size']}, {_machine(latency['machine'])}"
     intro = (
         f"{where}; medians over {latency['runs']} run(s). Points are medians, whiskers reach to "
-        f"the 90th percentile. N = 1 sleeps by eviction alone."
+        f"the 90th percentile. N = 1 sleeps by eviction alone. "
+        f"`wake` is timed inside jit; outside it, the call first checks its tokens on the host."
     )
     figures = (_figure(name, files) for name in ("wake_latency", "sleep_latency"))
     return "\n\n".join((intro, wake, sleep, *figures))
