@@ -5,7 +5,7 @@ backward pass takes twice the forward pass.
 """
 
 from sleepnet.config import PARTS, ModelConfig
-from sleepnet.ops.gated_delta import chunk_size
+from sleepnet.ops.chunks import chunk_size
 
 
 def part_flops(config: ModelConfig, part: str, T: int, kept: int = 0) -> int:

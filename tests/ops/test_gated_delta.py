@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import local_rule
 
 from sleepnet.config import RULES
-from sleepnet.ops import gated_delta
+from sleepnet.ops import gated_delta, triangular
 
 B, T, HK, H, K, V = 2, 13, 1, 2, 6, 4  # nothing a multiple of anything else
 CHUNKS = (4, 16, None)
@@ -230,7 +230,7 @@ def triangles(C, seed=0):
     return jnp.asarray(np.tril([rng.uniform(-0.5, 0.5, (C, C)), alike], -1), jnp.float32)
 
 
-inverse = jax.jit(gated_delta.unit_lower_inverse)
+inverse = jax.jit(triangular.unit_lower_inverse)
 
 
 @pytest.mark.parametrize("C", [1, 2, 4, 8, 16, 32, 64])

@@ -1,0 +1,106 @@
+"""What the chunked forms of the local rule share: tokens in chunks, decays and inverses.
+
+Arrays of chunks are (N, B, H, C, ...): N chunks of C tokens each.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+
+from sleepnet.ops.exact import einsum
+from sleepnet.ops.triangular import unit_lower_inverse
+
+MAX_CHUNK = 64
+
+
+def chunk_size(T: int) -> int:
+    """Tokens per chunk for a span of T: the whole span up to `MAX_CHUNK`, as a power of two."""
+    return min(MAX_CHUNK, 1 << max(T - 1, 0).bit_length())
+
+
+def corrects(rule):
+    return rule in ("gated_delta", "delta")
+
+
+def prepare(q, k, v, g, beta, rule):
+    """Float32, key heads repeated over value heads, q scaled, g silenced without a gate."""
+    _check_shapes(q, k, v, g, beta)
+    q, k, v, g, beta = (x.astype(jnp.float32) for x in (q, k, v, g, beta))
+    groups = v.shape[-2] // k.shape[-2]
+    if groups > 1:
+        q, k = jnp.repeat(q, groups, axis=-2), jnp.repeat(k, groups, axis=-2)
+    g = g if rule.startswith("gated") else jnp.zeros_like(g)
+    return q / math.sqrt(k.shape[-1]), k, v, g, beta
+
+
+def _check_shapes(q, k, v, g, beta):
+    heads_fit = v.shape[-2] % k.shape[-2] == 0
+    if not (
+        q.shape == k.shape
+        and k.shape[:-2] == v.shape[:-2]
+        and g.shape == beta.shape == v.shape[:-1]
+        and heads_fit
+    ):
+        raise ValueError(
+            "expected q and k (..., Hk, K), v (..., H, V), g and beta (..., H) with Hk dividing H; "
+            f"got q {q.shape}, k {k.shape}, v {v.shape}, g {g.shape}, beta {beta.shape}"
+        )
+
+
+def initial(k, v, state_BHKV):
+    shape = (v.shape[0], v.shape[-2], k.shape[-1], v.shape[-1])
+    if state_BHKV is None:
+        return jnp.zeros(shape, jnp.float32)
+    if state_BHKV.shape != shape:
+        raise ValueError(f"the state must have shape {shape}; got {state_BHKV.shape}")
+    return state_BHKV.astype(jnp.float32)
+
+
+def to_chunks(x_BTH, size):
+    """(B, T, H, ...) -> (N, B, H, C, ...), padded with zeros, which leave S as it is."""
+    B, T, H, *rest = x_BTH.shape
+    pad = -T % size
+    if pad:
+        x_BTH = jnp.pad(x_BTH, [(0, 0), (0, pad)] + [(0, 0)] * (x_BTH.ndim - 2))
+    x = x_BTH.reshape(B, -1, size, H, *rest)
+    return jnp.moveaxis(x, (1, 3), (0, 2))
+
+
+def from_chunks(out_NBHCV, T):
+    N, B, H, C, V = out_NBHCV.shape
+    return jnp.moveaxis(out_NBHCV, (0, 2), (1, 3)).reshape(B, N * C, H, V)[:, :T]
+
+
+def running_sum(g_C):
+    """Cumulative sum of g in two parts (coarse, rest), for differences that keep their bits.
+
+    After a strong decay the sum is large, and the difference of two places behind it would lose
+    what is small. Sums of the coarse part are exact, in steps of 1/64 down to -128, where exp is 0
+    in float32; those of the rest stay small. As products: `jnp.cumsum` is a tree of small
+    operations on CPU and GPU.
+    """
+    g_C = jnp.maximum(g_C, -128.0)
+    coarse_C = lax.stop_gradient(jnp.round(64.0 * g_C) / 64.0)
+    lower = jnp.tril(jnp.ones((g_C.shape[-1],) * 2, jnp.float32))
+    return tuple(einsum("...j,ij->...i", part, lower) for part in (coarse_C, g_C - coarse_C))
+
+
+def to_end(total):
+    return sum(part[..., -1:] - part for part in total)
+
+
+def decay(total):
+    """exp(G_i - G_j) for j <= i, else 0. Masked before exp, whose overflow would be NaN later."""
+    coarse, rest = (part[..., :, None] - part[..., None, :] for part in total)
+    difference = coarse + rest
+    lower = jnp.tril(jnp.ones(difference.shape[-2:], bool))
+    return jnp.exp(jnp.where(lower, difference, -1e30))
+
+
+def solved(k_C, beta_C, decay_CC, rule):
+    """X = (I + tril(diag(beta) (K Kᵀ * D), -1))⁻¹ of every chunk."""
+    if not corrects(rule):  # the scan carries it but never reads it
+        return jnp.zeros((*decay_CC.shape[:-2], 0, 0), jnp.float32)
+    A = beta_C[..., None] * einsum("...ik,...jk->...ij", k_C, k_C) * decay_CC
+    return unit_lower_inverse(jnp.tril(A, -1))
