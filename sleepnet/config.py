@@ -69,7 +69,8 @@ class ModelConfig:
     beta_max: float = 1.0  # write strength lies in (0, beta_max); 2 allows negative eigenvalues
     conv_width: int = 4  # short causal convolution before q, k and v; 1 is none of the past
     conv_carry: bool = False  # our choice: the convolution starts from zeros in every window
-    chunk: int = FOLLOWS  # tokens per chunk of the parallel scan; None: chosen from the length
+    chunk: int = FOLLOWS  # tokens per chunk of the rule; None: by length and platform
+    chunk_group: int = FOLLOWS  # chunks prepared at once; None: by heads and platform
 
     # The rest of a block.
     mlp: str = "gelu"  # our choice
@@ -100,7 +101,9 @@ class ModelConfig:
         _positive(self, "vocab_size", "d_model", "window", "passes", "num_heads", "conv_width")
         _positive(self, "mlp_ratio", "norm_eps", "rope_base", "init_scale", "init_embedding_std")
         _positive_if_given(self, "num_kv_heads", "head_dim", "num_key_heads", "num_value_heads")
-        _positive_if_given(self, "key_dim", "value_dim", "chunk", "init_residual_scale")
+        _positive_if_given(
+            self, "key_dim", "value_dim", "chunk", "chunk_group", "init_residual_scale"
+        )
         _one_of(self, "eviction", EVICTIONS)
         _one_of(self, "rule", RULES)
         _one_of(self, "mlp", MLPS)

@@ -103,7 +103,15 @@ class DeltaBlock(_Shell):
             out = out[:, None]
         else:
             out, state = gated_delta.chunked(
-                q, k, v, g_BTH, beta_BTH, past.state, rule=rule, chunk=config.chunk
+                q,
+                k,
+                v,
+                g_BTH,
+                beta_BTH,
+                past.state,
+                rule=rule,
+                chunk=config.chunk,
+                group=config.chunk_group,
             )
         out = self.normalise("out_norm", out, V).reshape(B, T, H * V)
         out = out * nn.silu(self.project("gate", h, H * V))

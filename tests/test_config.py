@@ -197,7 +197,9 @@ def test_remat_names_levels(remat, levels):
 EXPERIMENTS = [
     ExperimentConfig(model=model(window=8), task=DepoConfig()),
     ExperimentConfig(
-        model=model(pattern="G[AG]A", num_kv_heads=2, init_decay_rate=(0.5, 4.0), chunk=8),
+        model=model(
+            pattern="G[AG]A", num_kv_heads=2, init_decay_rate=(0.5, 4.0), chunk=8, chunk_group=2
+        ),
         task=Rule110Config(steps=(4, 8, 32), curriculum=100),
         training=TrainingConfig(steps=7, schedule="cosine"),
         evaluation=EvaluationConfig(passes=(1, 8)),

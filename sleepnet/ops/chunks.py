@@ -5,18 +5,33 @@ Arrays of chunks are (N, B, H, C, ...): N chunks of C tokens each.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from sleepnet.ops.exact import einsum
 from sleepnet.ops.triangular import unit_lower_inverse
 
-MAX_CHUNK = 64
+# Measured by `launch.benchmark --suite=rule`: tokens of a chunk at most, and heads (over rows and
+# chunks) that are prepared at once. On CPU what is prepared should stay in the cache.
+CHUNK_TOKENS = {"cpu": 32}
+GROUP_HEADS = {"cpu": 8}
+OTHER_CHUNK_TOKENS, OTHER_GROUP_HEADS = 64, 2048
+# exp of a log decay below it is 0 in float32.
+NO_TRACE = -128.0
 
 
 def chunk_size(T: int) -> int:
-    """Tokens per chunk for a span of T: the whole span up to `MAX_CHUNK`, as a power of two."""
-    return min(MAX_CHUNK, 1 << max(T - 1, 0).bit_length())
+    """Tokens per chunk for a span of T on this platform, a power of two; T itself if short."""
+    most = CHUNK_TOKENS.get(jax.default_backend(), OTHER_CHUNK_TOKENS)
+    return min(most, 1 << max(T - 1, 0).bit_length())
+
+
+def group_size(heads: int, length: int) -> int:
+    """How many of `length` chunks, of `heads` heads over all rows, are prepared at once."""
+    prepared = GROUP_HEADS.get(jax.default_backend(), OTHER_GROUP_HEADS)
+    most = max(1, min(length, prepared // heads))
+    return -(-length // -(-length // most))  # as many groups, evenly filled
 
 
 def corrects(rule):
@@ -25,7 +40,7 @@ def corrects(rule):
 
 def prepare(q, k, v, g, beta, rule):
     """Float32, key heads repeated over value heads, q scaled, g silenced without a gate."""
-    _check_shapes(q, k, v, g, beta)
+    check_shapes(q, k, v, g, beta)
     q, k, v, g, beta = (x.astype(jnp.float32) for x in (q, k, v, g, beta))
     groups = v.shape[-2] // k.shape[-2]
     if groups > 1:
@@ -34,7 +49,7 @@ def prepare(q, k, v, g, beta, rule):
     return q / math.sqrt(k.shape[-1]), k, v, g, beta
 
 
-def _check_shapes(q, k, v, g, beta):
+def check_shapes(q, k, v, g, beta):
     heads_fit = v.shape[-2] % k.shape[-2] == 0
     if not (
         q.shape == k.shape
@@ -57,13 +72,17 @@ def initial(k, v, state_BHKV):
     return state_BHKV.astype(jnp.float32)
 
 
+def pad(x_BT, size):
+    """With zeros, which leave S as it is, up to a multiple of `size` tokens."""
+    missing = -x_BT.shape[1] % size
+    widths = [(0, 0), (0, missing)] + [(0, 0)] * (x_BT.ndim - 2)
+    return jnp.pad(x_BT, widths) if missing else x_BT
+
+
 def to_chunks(x_BTH, size):
-    """(B, T, H, ...) -> (N, B, H, C, ...), padded with zeros, which leave S as it is."""
-    B, T, H, *rest = x_BTH.shape
-    pad = -T % size
-    if pad:
-        x_BTH = jnp.pad(x_BTH, [(0, 0), (0, pad)] + [(0, 0)] * (x_BTH.ndim - 2))
-    x = x_BTH.reshape(B, -1, size, H, *rest)
+    """(B, T, H, ...) -> (N, B, H, C, ...), padded."""
+    B, _, H, *rest = x_BTH.shape
+    x = pad(x_BTH, size).reshape(B, -1, size, H, *rest)
     return jnp.moveaxis(x, (1, 3), (0, 2))
 
 
@@ -76,11 +95,10 @@ def running_sum(g_C):
     """Cumulative sum of g in two parts (coarse, rest), for differences that keep their bits.
 
     After a strong decay the sum is large, and the difference of two places behind it would lose
-    what is small. Sums of the coarse part are exact, in steps of 1/64 down to -128, where exp is 0
-    in float32; those of the rest stay small. As products: `jnp.cumsum` is a tree of small
-    operations on CPU and GPU.
+    what is small. Sums of the coarse part are exact, in steps of 1/64 down to `NO_TRACE`; those of
+    the rest stay small. As products: `jnp.cumsum` is a tree of small operations on CPU and GPU.
     """
-    g_C = jnp.maximum(g_C, -128.0)
+    g_C = jnp.maximum(g_C, NO_TRACE)
     coarse_C = lax.stop_gradient(jnp.round(64.0 * g_C) / 64.0)
     lower = jnp.tril(jnp.ones((g_C.shape[-1],) * 2, jnp.float32))
     return tuple(einsum("...j,ij->...i", part, lower) for part in (coarse_C, g_C - coarse_C))

@@ -20,11 +20,14 @@ Shapes: q and k (B, T, Hk, K); v (B, T, H, V); g and beta (B, T, H); state (B, H
 The key heads Hk divide the value heads H, and each serves H / Hk of them in turn.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.loop import loop
 from sleepnet.ops import chunks
+from sleepnet.ops.chunk_scan import Inputs, chunk_scan
 from sleepnet.ops.exact import einsum
 
 
@@ -70,44 +73,31 @@ def step(q_BHK, k_BHK, v_BHV, g_BH, beta_BH, state_BHKV=None, *, rule="gated_del
 
 
 def chunked(
-    q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV=None, *, rule="gated_delta", chunk=None
-):
-    """`recurrent` in matrix products over chunks of `chunk` tokens (a power of two).
+    q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV=None, *, rule="gated_delta",
+    chunk=None, group=None,
+):  # fmt: skip
+    """`recurrent` in matrix products: the mathematics stands in `sleepnet.ops.chunk_scan`.
 
-    Within a chunk that starts from S, with G the running sum of g, D_ij = exp(G_i - G_j)
-    and X = (I + tril(diag(beta) (K Kᵀ * D), -1))⁻¹, the values that are really written are
+    Differentiable in reverse mode only. The backward pass keeps the inputs, the state before each
+    chunk and an inverse (C, C) per chunk, and computes the rest again: memory linear in T.
 
-        U = X diag(beta) (V - exp(G) K S),    O = exp(G) Q S + tril(Q Kᵀ * D) U,
-        S_out = exp(G_C) S + (exp(G_C - G) K)ᵀ U
-
-    (arXiv 2412.06464, section 3.3, in the form that keeps no W.) Without the correction
-    term U is diag(beta) V.
+    Args:
+      chunk: tokens C per chunk, a power of two; by default `chunks.chunk_size(T)`.
+      group: chunks prepared at once; by default `chunks.group_size`.
     """
-    q, k, v, g, beta = chunks.prepare(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule)
-    state = chunks.initial(k, v, state_BHKV)
-    T = v.shape[1]
-    size = chunk or chunks.chunk_size(T)
-    q, k, v, g, beta = (chunks.to_chunks(x, size) for x in (q, k, v, g, beta))
-    total = chunks.running_sum(g)  # G, (N, B, H, C)
-    decay = chunks.decay(total)
-    attended = einsum("nbhik,nbhjk->nbhij", q, k) * decay
-    solved = chunks.solved(k, beta, decay, rule)
-    from_start = jnp.exp(sum(total))[..., None]
-    to_end = jnp.exp(chunks.to_end(total))[..., None]
-    whole = from_start[..., -1:, :]
-
-    def one_chunk(state, chunk):
-        q, k, k_end, v, beta, attended, solved, whole = chunk
-        if chunks.corrects(rule):
-            v = v - einsum("bhck,bhkv->bhcv", k, state)
-        u = einsum("bhij,bhjv->bhiv", solved, beta * v) if chunks.corrects(rule) else beta * v
-        out = einsum("bhck,bhkv->bhcv", q, state) + einsum("bhij,bhjv->bhiv", attended, u)
-        return whole * state + einsum("bhck,bhcv->bhkv", k_end, u), out
-
-    parts = (q * from_start, k * from_start, k * to_end, v, beta[..., None], attended, solved,
-             whole)  # fmt: skip
-    state, out = loop(one_chunk, state, parts, length=len(q), unroll=False)
-    return chunks.from_chunks(out, T).astype(v_BTHV.dtype), state
+    chunks.check_shapes(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
+    state = chunks.initial(k_BTHK, v_BTHV, state_BHKV)
+    (B, T, H, V), Hk = v_BTHV.shape, k_BTHK.shape[2]
+    if not rule.startswith("gated"):
+        g_BTH = jnp.zeros_like(g_BTH)
+    chunk = chunk or chunks.chunk_size(T)
+    group = group or chunks.group_size(B * H, -(-T // chunk))
+    inputs = Inputs(q_BTHK, k_BTHK, v_BTHV, jnp.maximum(g_BTH, chunks.NO_TRACE), beta_BTH)
+    inputs = jax.tree.map(lambda x: chunks.pad(x, chunk * group), inputs)
+    state_BhKgV = jnp.swapaxes(state.reshape(B, Hk, H // Hk, -1, V), 2, 3)
+    scanned: Any = chunk_scan(inputs, state_BhKgV, chunks.corrects(rule), chunk, group)
+    out_BTHV, state_BhKgV = scanned
+    return out_BTHV[:, :T], jnp.swapaxes(state_BhKgV, 2, 3).reshape(B, H, -1, V)
 
 
 def summarize(k_BTHK, v_BTHV, g_BTH, beta_BTH, *, rule="gated_delta", chunk=None):

@@ -15,7 +15,7 @@ from sleepnet.config import RULES
 from sleepnet.ops import gated_delta, triangular
 
 B, T, HK, H, K, V = 2, 13, 1, 2, 6, 4  # nothing a multiple of anything else
-CHUNKS = (4, 16, None)
+CHUNKS = ((2, 7), (4, 1), (4, 3), (16, 1), (None, None))  # tokens, chunks of a group
 
 
 def draw(seed, T=T, beta_max=1.0, decay=0.3, alike=0.0):
@@ -56,15 +56,15 @@ def by_steps(q, k, v, g, beta, state, rule):
 
 
 recurrent = jax.jit(gated_delta.recurrent, static_argnames="rule")
-chunked = jax.jit(gated_delta.chunked, static_argnames=("rule", "chunk"))
+chunked = jax.jit(gated_delta.chunked, static_argnames=("rule", "chunk", "group"))
 summarize = jax.jit(gated_delta.summarize, static_argnames=("rule", "chunk"))
 
 
 def every_form(inputs, rule):
     yield recurrent(*inputs, rule=rule)
     yield by_steps(*inputs, rule=rule)
-    for chunk in CHUNKS:
-        yield chunked(*inputs, rule=rule, chunk=chunk)
+    for chunk, group in CHUNKS:
+        yield chunked(*inputs, rule=rule, chunk=chunk, group=group)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -77,8 +77,8 @@ def every_form(inputs, rule):
     lengths=st.tuples(*[st.integers(0, T)] * B),
 )
 def test_every_form_is_the_rule(rule, seed, beta_max, decay, alike, lengths):
-    """recurrent, step and chunked of any chunk size agree with the formulas in float64, also
-    where only a prefix of each row is valid."""
+    """recurrent, step and chunked in chunks and groups of any size agree with the formulas in
+    float64, also where only a prefix of each row is valid."""
     inputs = mask(draw(seed, beta_max=beta_max, decay=decay, alike=alike), 0, lengths)
     expected = oracle(inputs, rule)
     for actual in every_form(inputs, rule):
@@ -167,10 +167,10 @@ def test_weak_decays_keep_their_precision_beside_strong_ones(g):
 
 
 @functools.cache
-def gradients(rule, chunk):
+def gradients(rule, chunk, group=None):
     """Of a fixed random functional of outputs and state, by every input; chunk 0 is recurrent."""
     form = gated_delta.recurrent if chunk == 0 else functools.partial(
-        gated_delta.chunked, chunk=chunk
+        gated_delta.chunked, chunk=chunk, group=group
     )  # fmt: skip
 
     def functional(*inputs):
@@ -183,22 +183,58 @@ def gradients(rule, chunk):
 
 
 @pytest.mark.parametrize(
-    ("rule", "chunk"),
+    ("rule", "chunk", "group"),
     [
-        ("gated_delta", 4),
-        ("gated_delta", None),
-        *(
-            pytest.param(rule, 4, marks=pytest.mark.slow)
-            for rule in ("delta", "gated_hebbian", "hebbian")
-        ),
+        ("gated_delta", 4, 1),
+        ("gated_delta", 2, 7),
+        ("gated_delta", None, None),
+        ("gated_hebbian", 4, 3),
+        *(pytest.param(rule, 4, 3, marks=pytest.mark.slow) for rule in ("delta", "hebbian")),
     ],
 )
-def test_gradients_are_those_of_the_recurrence(rule, chunk):
+def test_gradients_are_those_of_the_recurrence(rule, chunk, group):
     """By q, k, v, g, beta and the initial state; masked rows and correlated keys included."""
     for seed, alike in ((11, 0.0), (12, 0.99)):
         inputs = mask(draw(seed, alike=alike, beta_max=2.0), 0, [T, 5])
-        actual, expected = gradients(rule, chunk)(*inputs), gradients(rule, 0)(*inputs)
+        actual, expected = gradients(rule, chunk, group)(*inputs), gradients(rule, 0)(*inputs)
         assert_agree(actual, expected, GRADIENTS)
+
+
+def kept_bytes(T, chunk, K=32, V=16, heads=2):
+    """What the forward pass of one row keeps for the backward pass, inputs included."""
+    x = jax.ShapeDtypeStruct((1, T, heads, K), jnp.float32)
+    v, gate = jax.ShapeDtypeStruct((1, T, heads, V), jnp.float32), jax.ShapeDtypeStruct(
+        (1, T, heads), jnp.float32
+    )  # fmt: skip
+    form = functools.partial(gated_delta.chunked, chunk=chunk, group=1)
+    _, vjp = jax.eval_shape(functools.partial(jax.vjp, form), x, x, v, gate, gate)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(vjp))
+
+
+def test_the_backward_pass_keeps_inputs_states_and_inverses():
+    """Per token and head at most q, k, v and two gates, and per chunk a state and an inverse."""
+    K, V, heads, chunk = 32, 16, 2, 8
+    for T in (64, 256):
+        allowed = 4 * heads * (T * (2 * K + V + 2) + T // chunk * (K * V + chunk * chunk))
+        last_state, mask_of_g = 4 * heads * K * V, 4 * heads * T
+        assert kept_bytes(T, chunk) <= allowed + last_state + mask_of_g
+
+
+def test_memory_of_the_gradient_grows_linearly():
+    """Temporary bytes of the compiled gradient, from 512 to 2048 tokens."""
+
+    def temporary_bytes(T):
+        x = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
+        gate = jax.ShapeDtypeStruct((1, T, 2), jnp.float32)
+
+        def loss(q, k, v, g, beta):
+            out, state = gated_delta.chunked(q, k, v, g, beta)
+            return jnp.sum(out**2) + jnp.sum(state**2)
+
+        grad = jax.jit(jax.grad(loss, argnums=range(5)))
+        return grad.lower(x, x, x, gate, gate).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(2048) <= 4.2 * temporary_bytes(512)
 
 
 @pytest.mark.parametrize("rule", RULES)
