@@ -154,8 +154,9 @@ def append(config: ModelConfig, window: WindowCache, written, features_BTD, span
     valid_BT = jnp.arange(features_BTD.shape[1]) < span.length_B[:, None]
     slot_BT = jnp.where(valid_BT, span.position_BT, config.window)  # beyond the end: dropped
 
-    def put(cached, new):
-        return cached.at[:, batch_BT, slot_BT].set(new, mode="drop")
+    def put(cached_RBGSD, new_RBGTD):
+        new_BTRGD = jnp.moveaxis(new_RBGTD, (1, 3), (0, 1))
+        return cached_RBGSD.at[:, batch_BT, :, slot_BT].set(new_BTRGD, mode="drop")
 
     def merge(cached, new):
         return new if isinstance(cached, DeltaCache) else jax.tree.map(put, cached, new)
@@ -163,7 +164,7 @@ def append(config: ModelConfig, window: WindowCache, written, features_BTD, span
     return dataclasses.replace(
         window,
         blocks={part: tuple(map(merge, window.blocks[part], written[part])) for part in PARTS},
-        features_BLD=put(window.features_BLD[None], features_BTD[None])[0],
+        features_BLD=window.features_BLD.at[batch_BT, slot_BT].set(features_BTD, mode="drop"),
         length_B=window.length_B + span.length_B,
     )
 
@@ -219,12 +220,14 @@ def _slide(config, kept: AttentionCache, cache: AttentionCache, length_B) -> Att
     source_BS = length_B[:, None] + jnp.arange(config.window - 1)
 
     def last(kept, cached):
-        joined = jnp.concatenate([kept, cached], axis=2)
-        return jnp.take_along_axis(joined, source_BS[None, :, :, None, None], axis=2)
+        joined = jnp.concatenate([kept, cached], axis=3)
+        return jnp.take_along_axis(joined, source_BS[None, :, None, :, None], axis=3)
 
     keys, values = last(kept.keys, cache.keys), last(kept.values, cache.values)
     back_BS = jnp.broadcast_to(-length_B[:, None], source_BS.shape)
-    return AttentionCache(rope.rotate(keys, back_BS, base=config.rope_base), values)
+    by_slot = jnp.swapaxes(keys, 2, 3)
+    turned = rope.rotate(by_slot, back_BS, base=config.rope_base)
+    return AttentionCache(jnp.swapaxes(turned, 2, 3), values)
 
 
 def _kept_mask(config, position_BT, kept_B):

@@ -54,7 +54,7 @@ class _Shell(nn.Module):
 class AttentionBlock(_Shell):
     """Window attention with rotary positions and grouped heads, then the MLP.
 
-    `past` is a tuple of (keys_BSGD, values_BSGD) segments; written are the new tokens' own.
+    `past` is a tuple of (keys_BGSD, values_BGSD) segments; written are the new tokens' own.
     """
 
     @nn.compact
@@ -69,7 +69,7 @@ class AttentionBlock(_Shell):
         q_BTHD, k_BTGD = (
             rope.rotate(x, span.position_BT, base=config.rope_base) for x in (q_BTHD, k_BTGD)
         )
-        written = AttentionCache(k_BTGD, v_BTGD)
+        written = AttentionCache(*(jnp.swapaxes(x, 1, 2) for x in (k_BTGD, v_BTGD)))
         segments = [
             (cache.keys, cache.values, mask)
             for cache, mask in zip((*past, written), span.masks, strict=True)

@@ -112,11 +112,8 @@ def conv_channels(config: ModelConfig) -> int:
 def _empty_block(config, letter, leading, segments):
     dtype = config.compute_dtype
     if letter == "A":
-        heads = (config.num_kv_heads, config.head_dim)
-        return tuple(
-            AttentionCache(*(jnp.zeros((*leading, slots, *heads), dtype) for _ in "kv"))
-            for slots in segments
-        )
+        shapes = [(*leading, config.num_kv_heads, slots, config.head_dim) for slots in segments]
+        return tuple(AttentionCache(*(jnp.zeros(shape, dtype) for _ in "kv")) for shape in shapes)
     state = (*leading, config.num_value_heads, config.key_dim, config.value_dim)
     tail = (*leading, config.conv_width - 1, conv_channels(config))
     return DeltaCache(jnp.zeros(state, jnp.float32), jnp.zeros(tail, dtype))

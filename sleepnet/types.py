@@ -22,7 +22,10 @@ FastWeights = dict[str, tuple[Any, ...]]
 
 @struct.dataclass
 class AttentionCache:
-    """Keys (already rotated) and values of one A block, both (B, S, G, D); stacked: (R, ...)."""
+    """Keys (already rotated) and values of one A block, both (B, G, S, D); stacked: (R, ...).
+
+    Heads stand before slots because a decode step reads all slots of one head at a time.
+    """
 
     keys: Array
     values: Array

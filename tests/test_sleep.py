@@ -68,7 +68,7 @@ def crossed(state):
     def show(kept):
         if kept is None or not hasattr(kept, "keys"):
             return kept
-        return jax.tree.map(lambda x: np.where(visible[None, :, :, None, None], x, 0.0), kept)
+        return jax.tree.map(lambda x: np.where(visible[None, :, None, :, None], x, 0.0), kept)
 
     carried = {part: tuple(map(show, kept)) for part, kept in window.carried.items()}
     return {

@@ -35,9 +35,8 @@ def seen(state: WakeState) -> dict:
     window = state.window
     filled = np.arange(L) < np.asarray(window.length_B)[:, None]
 
-    def show(x, axis=1):  # (B, L, ...) or stacked (R, B, L, ...)
-        keep = filled.reshape((1,) * (axis - 1) + filled.shape + (1,) * (x.ndim - axis - 1))
-        return np.where(keep, x, 0.0)
+    def show(x_RBGSD):
+        return np.where(filled[None, :, None, :, None], x_RBGSD, 0.0)
 
     attention, delta = [], []
     for part in window.blocks.values():
@@ -45,9 +44,9 @@ def seen(state: WakeState) -> dict:
             (attention if hasattr(block, "keys") else delta).append(block)
     return {
         "fast weights": state.fast_weights,
-        "attention": [jax.tree.map(functools.partial(show, axis=2), x) for x in attention],
+        "attention": [jax.tree.map(show, x) for x in attention],
         "delta": delta,
-        "features": show(window.features_BLD),
+        "features": np.where(filled[..., None], window.features_BLD, 0.0),
         "length": window.length_B,
         "kept": window.kept_B,
         "carried": window.carried,

@@ -18,7 +18,7 @@ from sleepnet.ops import window_attention
 B, T, S, G, H, D = 2, 3, 7, 2, 4, 6
 rng = np.random.default_rng(0)
 Q = jnp.asarray(rng.normal(size=(B, T, H, D)), jnp.float32)
-KEYS, VALUES = (jnp.asarray(rng.normal(size=(B, S, G, D)), jnp.float32) for _ in "kv")
+KEYS, VALUES = (jnp.asarray(rng.normal(size=(B, G, S, D)), jnp.float32) for _ in "kv")
 full = jax.jit(window_attention.full)
 masks = st.lists(st.booleans(), min_size=B * T * S, max_size=B * T * S)
 
@@ -33,7 +33,7 @@ def seen(mask):
 def segments(mask, *cuts):
     edges = [0, *cuts, S]
     return [
-        (KEYS[:, a:b], VALUES[:, a:b], jnp.asarray(mask[..., a:b]))
+        (KEYS[:, :, a:b], VALUES[:, :, a:b], jnp.asarray(mask[..., a:b]))
         for a, b in itertools.pairwise(edges)
     ]
 
@@ -44,14 +44,15 @@ def test_segments_are_one_softmax_over_what_may_be_seen(mask, cuts):
     """Keys in one segment or several, some empty; grouped heads share their key head."""
     mask = seen(mask)
     out = full(Q, segments(mask, *cuts))
-    rows = [[np.asarray(x[b], np.float64) for x in (Q, KEYS, VALUES)] for b in range(B)]
+    by_slot = (Q, *(jnp.swapaxes(x, 1, 2) for x in (KEYS, VALUES)))
+    rows = [[np.asarray(x[b], np.float64) for x in by_slot] for b in range(B)]
     assert_agree(out, np.stack([attend(*row, mask[b]) for b, row in enumerate(rows)]))
 
 
 def test_grouped_heads_are_repeated_heads():
     """G key heads that serve H / G queries each are H heads in which each stands H / G times."""
     mask = jnp.ones((B, T, S), bool)
-    repeated = [(*(jnp.repeat(x, H // G, axis=2) for x in (KEYS, VALUES)), mask)]
+    repeated = [(*(jnp.repeat(x, H // G, axis=1) for x in (KEYS, VALUES)), mask)]
     assert_agree(full(Q, segments(mask)), full(Q, repeated))
 
 
@@ -73,9 +74,9 @@ def test_a_query_that_sees_nothing_is_finite():
 def test_extreme_scores_do_not_overflow():
     """The largest score takes all the weight."""
     mask = np.ones((B, T, S), bool)
-    keys = jnp.zeros_like(KEYS).at[:, 4].set(1e4)
+    keys = jnp.zeros_like(KEYS).at[:, :, 4].set(1e4)
     out = full(jnp.ones_like(Q), [(keys, VALUES, jnp.asarray(mask))])
-    expected = np.repeat(np.asarray(VALUES)[:, 4], H // G, axis=1)
+    expected = np.repeat(np.asarray(VALUES)[:, :, 4], H // G, axis=1)
     assert_agree(out, np.broadcast_to(expected[:, None], out.shape))
 
 
