@@ -4,6 +4,7 @@ Wake is one cheap pass per token over a short window; sleep folds the window int
 persistent fast weights by N offline passes. After Lee et al. 2026, arXiv 2605.26099.
 """
 
+from sleepnet import parallel
 from sleepnet.cache import init_state
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.model import init_params
@@ -22,6 +23,7 @@ __all__ = [
     "WindowCache",
     "init_params",
     "init_state",
+    "parallel",
     "rollout",
     "sleep",
     "sleep_from_tokens",

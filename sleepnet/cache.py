@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.model import conv_channels, empty_past
@@ -130,11 +131,15 @@ def window_past(window: WindowCache, part: str):
     )
 
 
-def fresh_span(config: ModelConfig, length_B, kept_B, T: int) -> Span:
-    """The places of the first T tokens of a window."""
-    position_BT = jnp.broadcast_to(jnp.arange(T), (length_B.shape[0], T))
-    masks = (*_kept_mask(config, position_BT, kept_B), _own_mask(length_B, T))
-    return Span(position_BT=position_BT, length_B=length_B, masks=masks)
+def fresh_span(config: ModelConfig, length_B, kept_B, T: int, axis: str | None = None) -> Span:
+    """The places of the first T tokens of a window; of this device's T of them with an `axis`."""
+    start = 0 if axis is None else T * lax.axis_index(axis)
+    everywhere = T if axis is None else T * lax.axis_size(axis)
+    position_BT = jnp.broadcast_to(start + jnp.arange(T), (length_B.shape[0], T))
+    own_BTS = _own_mask(position_BT, length_B, everywhere)
+    masks = (*_kept_mask(config, position_BT, kept_B), own_BTS)
+    here_B = jnp.clip(length_B - start, 0, T)
+    return Span(position_BT=position_BT, length_B=here_B, masks=masks, axis=axis)
 
 
 def next_span(config: ModelConfig, window: WindowCache, length_B, T: int) -> Span:
@@ -144,7 +149,8 @@ def next_span(config: ModelConfig, window: WindowCache, length_B, T: int) -> Spa
     cached_BL = jnp.arange(config.window) < window.length_B[:, None]
     cached_BTL = jnp.broadcast_to(cached_BL[:, None], (*position_BT.shape, config.window))
     kept = _kept_mask(config, position_BT, window.kept_B)
-    masks = (*kept, cached_BTL, _own_mask(length_B, T))
+    place_BT = jnp.broadcast_to(jnp.arange(T), position_BT.shape)
+    masks = (*kept, cached_BTL, _own_mask(place_BT, length_B, T))
     return Span(position_BT=position_BT, length_B=length_B, masks=masks)
 
 
@@ -216,6 +222,22 @@ def select_states(rows_B, new: WakeState, old: WakeState) -> WakeState:
     )
 
 
+def batch_axes(state: WakeState) -> WakeState:
+    """For every leaf of a state the place of its batch axis: behind the repeats where stacked."""
+
+    def stacked(tree):
+        return jax.tree.map(lambda _: 1, tree)
+
+    window, leading = state.window, cast(Any, 0)
+    return WakeState(
+        fast_weights=stacked(state.fast_weights),
+        window=WindowCache(
+            blocks=stacked(window.blocks), carried=stacked(window.carried),
+            features_BLD=leading, length_B=leading, kept_B=leading,
+        ),
+    )  # fmt: skip
+
+
 def _slide(config, kept: AttentionCache, cache: AttentionCache, length_B) -> AttentionCache:
     source_BS = length_B[:, None] + jnp.arange(config.window - 1)
 
@@ -238,9 +260,10 @@ def _kept_mask(config, position_BT, kept_B):
     return (within & (place_S >= -kept_B[:, None, None]),)
 
 
-def _own_mask(length_B, T):
-    causal_TT = jnp.tril(jnp.ones((T, T), bool))
-    return causal_TT & (jnp.arange(T) < length_B[:, None])[:, None]
+def _own_mask(place_BT, length_B, S):
+    """Which of the S tokens of a call the queries at `place_BT` see: valid ones up to their own."""
+    key_S = jnp.arange(S)
+    return (key_S <= place_BT[..., None]) & (key_S < length_B[:, None, None])
 
 
 def _no_tail(config, state_RBHKV):

@@ -10,9 +10,10 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sleepnet.config import ModelConfig
-from sleepnet.ops import gated_delta, norm, rope, short_conv, window_attention
+from sleepnet.ops import device_scan, gated_delta, norm, rope, short_conv, window_attention
 from sleepnet.types import AttentionCache, DeltaCache, Span
 
 
@@ -70,6 +71,8 @@ class AttentionBlock(_Shell):
             rope.rotate(x, span.position_BT, base=config.rope_base) for x in (q_BTHD, k_BTGD)
         )
         written = AttentionCache(*(jnp.swapaxes(x, 1, 2) for x in (k_BTGD, v_BTGD)))
+        if span.axis is not None:
+            written = _gather(written, span.axis)
         segments = [
             (cache.keys, cache.values, mask)
             for cache, mask in zip((*past, written), span.masks, strict=True)
@@ -96,7 +99,12 @@ class DeltaBlock(_Shell):
         q, k, v, tail = self._queries_keys_values(h, past.tail, span)
         g_BTH, beta_BTH = self._gates(h, span)
         rule = config.rule
-        if T == 1:
+        if span.axis is not None:
+            out, state = device_scan.over_devices(
+                q, k, v, g_BTH, beta_BTH, past.state,
+                rule=rule, chunk=config.chunk, axis_name=span.axis,
+            )  # fmt: skip
+        elif T == 1:
             out, state = gated_delta.step(
                 q[:, 0], k[:, 0], v[:, 0], g_BTH[:, 0], beta_BTH[:, 0], past.state, rule=rule
             )
@@ -126,7 +134,9 @@ class DeltaBlock(_Shell):
         projected = [("query", keys), ("key", keys), ("value", values)]
         x_BTC = jnp.concatenate([self.project(n, h_BTD, width) for n, width in projected], -1)
         kernel = self.declare("conv", conv_init(config), (config.conv_width, x_BTC.shape[-1]))
-        x_BTC, tail = short_conv.full(x_BTC, kernel.astype(x_BTC.dtype), tail_BSC, span.length_B)
+        x_BTC, tail = short_conv.full(
+            x_BTC, kernel.astype(x_BTC.dtype), tail_BSC, span.length_B, axis_name=span.axis
+        )
         q, k, v = jnp.split(nn.silu(x_BTC), [keys, 2 * keys], axis=-1)
         q, k = (
             norm.l2_norm(x.reshape(B, T, -1, config.key_dim), eps=config.norm_eps) for x in (q, k)
@@ -144,6 +154,12 @@ class DeltaBlock(_Shell):
         beta = config.beta_max * jax.nn.sigmoid(self.project("beta", h_BTD, H).astype(jnp.float32))
         valid = jnp.arange(h_BTD.shape[1]) < span.length_B[:, None]
         return (jnp.where(valid[..., None], x, 0.0) for x in (g, beta))
+
+
+def _gather(here: AttentionCache, axis: str) -> AttentionCache:
+    """All devices' keys and values, in one message."""
+    both = lax.all_gather(jnp.stack([here.keys, here.values]), axis, axis=3, tiled=True)
+    return AttentionCache(*both)
 
 
 def residual_scale(config: ModelConfig) -> float:

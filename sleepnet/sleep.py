@@ -9,6 +9,7 @@ features once from the fast weights that it committed at the last sleep.
 
 import functools
 import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +40,7 @@ def sleep(
     Raises:
       ValueError: `passes` below 1, or `rows_B` of the wrong shape.
     """
-    passes = _check_passes(config, passes)
-    cache.check_state(config, state)
-    batch = state.window.length_B.shape
-    if rows_B is not None:
-        rows_B = rows_B if hasattr(rows_B, "dtype") else np.asarray(rows_B)
-        if rows_B.shape != batch or rows_B.dtype != bool:
-            raise ValueError(
-                f"rows_B must be bool of shape {batch}; got {rows_B.dtype} of shape {rows_B.shape}"
-            )
+    passes, rows_B = check_sleep(config, state, passes, rows_B)
     return _sleep(params, state, rows_B, config=config, passes=passes)
 
 
@@ -72,30 +65,56 @@ def sleep_from_tokens(
     Raises:
       ValueError: as `wake`; and, where the values are at hand, a window that is not empty.
     """
-    passes = _check_passes(config, passes)
-    tokens_BT, length_B = check_call(config, state, tokens_BT, length_B)
-    if at_hand(state.window.length_B):
-        for row in np.flatnonzero(np.asarray(state.window.length_B)):
-            raise ValueError(
-                f"row {row} already holds {state.window.length_B[row]} tokens: "
-                f"`wake` the new ones, then `sleep`; or `sleep` first"
-            )
+    passes, tokens_BT, length_B = check_ingestion(config, state, tokens_BT, length_B, passes)
     return _sleep_from_tokens(params, state, tokens_BT, length_B, config=config, passes=passes)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "passes"))
 def _sleep(params, state, rows_B, *, config, passes):
+    dusk = at_dusk(state)
+    features = state.window.features_BLD
+    fast_weights = refine_window(params, dusk, features, config=config, passes=passes)
+    return commit(state, fast_weights, rows_B, config=config)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "passes"))
+def _sleep_from_tokens(params, state, tokens_BT, length_B, *, config, passes):
+    return ingest(params, state, tokens_BT, length_B, config=config, passes=passes)
+
+
+class Dusk(NamedTuple):
+    """All that a sleep takes from a state besides the features of its window; see `refine`."""
+
+    before: FastWeights
+    working: FastWeights
+    carried: Carried
+    length_B: Any
+    kept_B: Any
+
+
+def at_dusk(state: WakeState) -> Dusk:
     window = state.window
-    fast_weights = refine(
-        params,
-        window.features_BLD,
-        state.fast_weights,
-        cache.fast_weights_of(window.blocks),
-        window.carried,
-        cache.fresh_span(config, window.length_B, window.kept_B, config.window),
-        config=config,
-        passes=passes,
+    working = cache.fast_weights_of(window.blocks)
+    return Dusk(state.fast_weights, working, window.carried, window.length_B, window.kept_B)
+
+
+def refine_window(params, dusk: Dusk, features_BTD, *, config, passes, axis=None) -> FastWeights:
+    """Fast weights after passes 2..N over a window.
+
+    Args:
+      features_BTD: of the whole window; with an `axis`, of this device's part, perhaps padded.
+    """
+    before, working, carried, length_B, kept_B = dusk
+    span = cache.fresh_span(config, length_B, kept_B, features_BTD.shape[1], axis=axis)
+    return refine(
+        params, features_BTD, before, working, carried, span, config=config, passes=passes
     )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def commit(state: WakeState, fast_weights: FastWeights, rows_B, *, config) -> WakeState:
+    """The state with new fast weights and an empty window, in the selected rows."""
+    window = state.window
     carried, kept_B = cache.carry_over(
         config, window.carried, window.blocks, window.length_B, window.kept_B
     )
@@ -103,27 +122,29 @@ def _sleep(params, state, rows_B, *, config, passes):
     return slept if rows_B is None else cache.select_states(rows_B, slept, state)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "passes"))
-def _sleep_from_tokens(params, state, tokens_BT, length_B, *, config, passes):
+def ingest(params, state: WakeState, tokens_BT, length_B, *, config, passes, axis=None):
+    """The state after a sleep on tokens; with an `axis`, of which this device holds a part."""
     window = state.window
     _, fast_weights, carried, kept_B = live_window(
         params, state.fast_weights, window.carried, window.kept_B, tokens_BT, length_B,
-        config=config, passes=passes,
+        config=config, passes=passes, axis=axis,
     )  # fmt: skip
     return _awake(config, fast_weights, carried, kept_B)
 
 
 def live_window(
-    params, before: FastWeights, carried: Carried, kept_B, tokens_BT, length_B, *, config, passes
-):
+    params, before: FastWeights, carried: Carried, kept_B, tokens_BT, length_B, *, config, passes,
+    axis=None,
+):  # fmt: skip
     """One window from its first token to its sleep: the first pass, and `passes` - 1 more.
 
     Returns:
       y_BTD of the first pass, for the head; and the fast weights, carried caches and kept_B
       with which the next window starts.
     """
-    length_B = jnp.clip(length_B, 0, tokens_BT.shape[1])
-    span = cache.fresh_span(config, length_B, kept_B, tokens_BT.shape[1])
+    T = tokens_BT.shape[1]
+    length_B = jnp.clip(length_B, 0, T if axis is None else config.window)
+    span = cache.fresh_span(config, length_B, kept_B, T, axis=axis)
     past = {part: cache.fresh_past(config, before, carried, part) for part in PARTS}
     features_BTD, y_BTD, written = first_pass(params, tokens_BT, past, span, config=config)
     after = refine(
@@ -178,6 +199,33 @@ def refine(
 def _awake(config, fast_weights, carried, kept_B):
     window = cache.empty_window(config, fast_weights, carried, kept_B)
     return WakeState(fast_weights=fast_weights, window=window)
+
+
+def check_sleep(config: ModelConfig, state: WakeState, passes, rows_B):
+    """The arguments of `sleep`, filled in; ValueError for those that do not fit."""
+    passes = _check_passes(config, passes)
+    cache.check_state(config, state)
+    batch = state.window.length_B.shape
+    if rows_B is not None:
+        rows_B = rows_B if hasattr(rows_B, "dtype") else np.asarray(rows_B)
+        if rows_B.shape != batch or rows_B.dtype != bool:
+            raise ValueError(
+                f"rows_B must be bool of shape {batch}; got {rows_B.dtype} of shape {rows_B.shape}"
+            )
+    return passes, rows_B
+
+
+def check_ingestion(config: ModelConfig, state: WakeState, tokens_BT, length_B, passes):
+    """The arguments of `sleep_from_tokens`, filled in; ValueError for those that do not fit."""
+    passes = _check_passes(config, passes)
+    tokens_BT, length_B = check_call(config, state, tokens_BT, length_B)
+    if at_hand(state.window.length_B):
+        for row in np.flatnonzero(np.asarray(state.window.length_B)):
+            raise ValueError(
+                f"row {row} already holds {state.window.length_B[row]} tokens: "
+                f"`wake` the new ones, then `sleep`; or `sleep` first"
+            )
+    return passes, tokens_BT, length_B
 
 
 def _check_passes(config, passes):

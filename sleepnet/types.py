@@ -85,8 +85,11 @@ class Span:
     position_BT: int32 place in the window.
     length_B: int32, how many of the T tokens are valid: a prefix.
     masks: per attention segment a mask_BTS, the call's own tokens last.
+    axis: name of the mapped axis over which the tokens of a window are spread, T on each device;
+      None where they are all here. `length_B` counts this device's tokens, `masks` cover all.
     """
 
     position_BT: Array
     length_B: Array
     masks: tuple[Array, ...]
+    axis: str | None = struct.field(pytree_node=False, default=None)

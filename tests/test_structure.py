@@ -114,6 +114,13 @@ def test_nothing_leans_on_the_inside_of_jax(name):
     assert "_src" not in attributes
 
 
+@pytest.mark.parametrize("name", sorted(set(LIBRARY) - {"sleepnet.parallel"}))
+def test_only_parallel_knows_of_devices(name):
+    """pmap, shard_map, meshes and shardings are named nowhere else."""
+    names = {node.attr for node in ast.walk(LIBRARY[name]) if isinstance(node, ast.Attribute)}
+    assert not names & {"pmap", "shard_map", "make_mesh", "Mesh", "NamedSharding", "local_devices"}
+
+
 @pytest.mark.parametrize("name", sorted(LIBRARY))
 def test_the_library_never_prints(name):
     """What it has to say it returns, raises or writes to its metrics."""

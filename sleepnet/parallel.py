@@ -1,0 +1,217 @@
+"""Sleep over the devices of this host, under `pmap`: one long window, or many sessions.
+
+Along "window" each device holds a part of every row's tokens: the convolution takes its halo from
+the left neighbour, attention gathers the keys and values of the window, and the local rule is the
+parallel scan of `sleepnet.ops.device_scan`. Along "sessions" each device sleeps for its own rows.
+Fast weights and results are those of `sleepnet.sleep`, to float32 rounding.
+
+`pmap` is differentiable: take `jax.grad` outside. Other hosts sleep on their own.
+"""
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleepnet import cache
+from sleepnet.config import ModelConfig, choices
+from sleepnet.sleep import at_dusk, check_ingestion, check_sleep, commit, ingest, refine_window
+from sleepnet.sleep import sleep as sleep_on_one
+from sleepnet.sleep import sleep_from_tokens as sleep_from_tokens_on_one
+from sleepnet.types import WakeState
+from sleepnet.wake import at_hand
+
+AXES = ("window", "sessions")
+_log = logging.getLogger(__name__)
+
+
+def sleep(
+    params,
+    state: WakeState,
+    *,
+    config: ModelConfig,
+    passes: int | None = None,
+    rows_B=None,
+    devices: int | Sequence[Any] | None = None,
+    axis: str | None = None,
+) -> WakeState:
+    """`sleepnet.sleep` over several devices.
+
+    Args:
+      devices: how many, or which, of `jax.local_devices()`; all by default.
+      axis: "window" or "sessions"; by default sessions if every device gets one.
+
+    Raises:
+      ValueError: as `sleepnet.sleep`; more devices than there are; an unknown axis.
+    """
+    passes, rows_B = check_sleep(config, state, passes, rows_B)
+    devices, axis = _plan(config, state, config.window, devices, axis)
+    if passes == 1 or len(devices) == 1:  # the eviction alone needs no help
+        return sleep_on_one(params, state, config=config, passes=passes, rows_B=rows_B)
+    if axis == "sessions":
+        run = _sleep_over_sessions(config, passes, devices)
+        rows_B = np.ones(state.window.length_B.shape, bool) if rows_B is None else rows_B
+        split = _split_rows(state, (rows_B,), parts=len(devices))
+        return _join_rows(_home(run(params, *split), state), rows=len(rows_B))
+    run = refine_over_window(config, passes, devices)
+    features_PBTD = _split(state.window.features_BLD, len(devices))
+    fast_weights = _home(run(params, at_dusk(state), features_PBTD), state)
+    return commit(state, fast_weights, rows_B, config=config)
+
+
+def sleep_from_tokens(
+    params,
+    state: WakeState,
+    tokens_BT,
+    *,
+    config: ModelConfig,
+    length_B=None,
+    passes: int | None = None,
+    devices: int | Sequence[Any] | None = None,
+    axis: str | None = None,
+) -> WakeState:
+    """`sleepnet.sleep_from_tokens` over several devices, parallel from the first pass.
+
+    Args:
+      devices, axis: as for `sleep`.
+    """
+    passes, tokens_BT, length_B = check_ingestion(config, state, tokens_BT, length_B, passes)
+    devices, axis = _plan(config, state, tokens_BT.shape[1], devices, axis)
+    if len(devices) == 1:
+        return sleep_from_tokens_on_one(
+            params, state, tokens_BT, config=config, length_B=length_B, passes=passes
+        )
+    if axis == "sessions":
+        run = _ingest_over_sessions(config, passes, devices)
+        split = _split_rows(state, (tokens_BT, length_B), parts=len(devices))
+        return _join_rows(_home(run(params, *split), state), rows=len(length_B))
+    run = _ingest_over_window(config, passes, devices)
+    return _home(run(params, state, _split(tokens_BT, len(devices)), length_B), state)
+
+
+def _plan(config: ModelConfig, state: WakeState, T: int, devices, axis):
+    """Which devices take part, and over what."""
+    devices = _chosen(devices)
+    if axis not in (None, *AXES):
+        raise ValueError(choices("axis", axis, AXES))
+    rows = state.window.length_B.shape[0]
+    if axis is None:
+        axis = "sessions" if rows >= len(devices) else "window"
+    asked = len(devices)
+    if axis == "sessions":
+        devices = devices[:rows]
+    else:
+        halo = config.conv_width - 1
+        while len(devices) > 1 and -(-T // len(devices)) < halo:
+            devices = devices[:-1]
+    _log.log(
+        logging.INFO if len(devices) == asked else logging.WARNING,
+        "sleep of %d rows of %d tokens over %d of %d devices along %s",
+        rows, T, len(devices), asked, axis,
+    )  # fmt: skip
+    return devices, axis
+
+
+def _chosen(devices) -> tuple[Any, ...]:
+    here = jax.local_devices()
+    if devices is None:
+        return tuple(here)
+    if not isinstance(devices, int):
+        strangers = [str(device) for device in devices if device not in here]
+        if strangers or not devices:
+            raise ValueError(
+                f"devices must be among jax.local_devices(); got {strangers or 'none'}"
+            )
+        return tuple(devices)
+    if not 1 <= devices <= len(here):
+        raise ValueError(
+            f"this host has {len(here)} {here[0].platform} devices; got devices={devices}"
+        )
+    return tuple(here[:devices])
+
+
+@functools.lru_cache(maxsize=64)
+def refine_over_window(config, passes, devices):
+    def run(params, dusk, features_BTD):
+        return refine_window(
+            params, dusk, features_BTD, config=config, passes=passes, axis="window"
+        )
+
+    # The results are the same on all devices by construction: take any.
+    return jax.pmap(
+        run, axis_name="window", in_axes=(None, None, 0), out_axes=None, devices=devices
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _ingest_over_window(config, passes, devices):
+    def run(params, state, tokens_BT, length_B):
+        return ingest(
+            params, state, tokens_BT, length_B, config=config, passes=passes, axis="window"
+        )
+
+    return jax.pmap(
+        run, axis_name="window", in_axes=(None, None, 0, None), out_axes=None, devices=devices
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _sleep_over_sessions(config, passes, devices):
+    def run(params, state, rows_B):
+        return sleep_on_one(params, state, config=config, passes=passes, rows_B=rows_B)
+
+    return jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
+
+
+@functools.lru_cache(maxsize=64)
+def _ingest_over_sessions(config, passes, devices):
+    def run(params, state, tokens_BT, length_B):
+        return sleep_from_tokens_on_one(
+            params, state, tokens_BT, config=config, length_B=length_B, passes=passes
+        )
+
+    return jax.pmap(run, in_axes=(None, 0, 0, 0), devices=devices)
+
+
+def _split(x_BT, parts):
+    """(B, T, ...) -> (P, B, T / P, ...), padded at the end."""
+    B, T, *rest = x_BT.shape
+    x = jnp.pad(x_BT, [(0, 0), (0, -T % parts)] + [(0, 0)] * len(rest))
+    return jnp.moveaxis(x.reshape(B, parts, -1, *rest), 1, 0)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _split_rows(state: WakeState, others, *, parts: int):
+    """Every batch axis split into (P, B / P), padded, and P in front; those of `others` lead."""
+
+    def split(x, axis):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, -x.shape[axis] % parts)
+        x = jnp.pad(x, widths)
+        x = x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    return jax.tree.map(split, state, cache.batch_axes(state)), *(split(x, 0) for x in others)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _join_rows(state: WakeState, *, rows: int):
+    """The inverse of `_split_rows`."""
+
+    def join(x, axis):
+        x = jnp.moveaxis(x, 0, axis)
+        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        return jax.lax.slice_in_dim(x, 0, rows, axis=axis)
+
+    return jax.tree.map(join, state, cache.batch_axes(state))
+
+
+def _home(tree, state: WakeState):
+    """Where the state lies, so that what comes next does not run on all devices."""
+    length_B = state.window.length_B
+    place = length_B.sharding if at_hand(length_B) and isinstance(length_B, jax.Array) else None
+    return jax.device_put(tree, place or jax.local_devices()[0])
