@@ -14,7 +14,7 @@ TRAIN = NPROC=1 $(BIN)/python -m launch.train
 export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(RUNS))/.jax_cache
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow check format results benchmark environment clean
+.PHONY: demo test test-slow check format results benchmark peers environment clean
 
 demo: $(VENV)/.installed  ## Train depo_small without sleep (N = 1) and with it (N = 4), and compare.
 	@$(MAKE) --no-print-directory -j2 $(DEMO)/n1 $(DEMO)/n4
@@ -46,9 +46,20 @@ $(DEPO_RUNS) $(RULE110_RUNS): $(RESULTS)/%: $(VENV)/.installed
 	  --config.model.passes=$(patsubst n%,%,$(word 2,$(subst /, ,$*))) \
 	  --config.training.seed=$(patsubst seed%,%,$(word 3,$(subst /, ,$*)))
 
-benchmark: $(VENV)/.installed  ## Speed of the local rule, and of a training step on one core.
-	$(BIN)/python -m launch.benchmark --suite=rule
-	NPROC=1 $(BIN)/python -m launch.benchmark --suite=train
+# The figures of experiments/results/BENCHMARKS.md.
+BENCHMARK = $(BIN)/python -m launch.benchmark --out=experiments/results --environments=$(PEERS)
+benchmark: $(VENV)/.installed peers  ## Speed of every part, beside its peers (half an hour).
+	$(BENCHMARK) --suite=rule --peer=transformers --peer=ejkernel --peer=scan
+	NPROC=1 $(BENCHMARK) --suite=train
+
+# Other implementations, for comparison; their versions are those in launch/peers/*.txt.
+PEERS ?= .venv-peers
+peers: $(PEERS)/transformers/.installed $(PEERS)/ejkernel/.installed
+$(PEERS)/%/.installed: launch/peers/%.txt
+	$(PYTHON) -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/$*/bin/python -m pip install --quiet --requirement $<
+	@touch $@
 
 test: $(VENV)/.installed  ## All default tests, on 8 virtual CPU devices.
 	$(BIN)/python -m pytest -q -n auto --dist=loadfile

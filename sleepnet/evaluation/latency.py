@@ -5,7 +5,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,12 +19,25 @@ from sleepnet.wake import wake
 Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call, over many."""
+    """Milliseconds of one call, over many, in the order of their rounds."""
 
-    median_ms: float
-    p90_ms: float
+    times_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.times_ms)
+
+    @property
+    def p90_ms(self) -> float:
+        return float(np.quantile(self.times_ms, 0.9))
+
+    def ratio_to(self, other: "Timing") -> tuple[float, float, float]:
+        """How many times longer than `other`: of the medians, and p10 and p90 over rounds."""
+        rounds = np.divide(self.times_ms, other.times_ms)
+        low, high = np.quantile(rounds, (0.1, 0.9))
+        return self.median_ms / other.median_ms, float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,22 +105,33 @@ def sleep_latency(
     return SleepTimings(prefill=timings["prefill"], sleep={N: timings[N] for N in passes})
 
 
-def interleaved(calls: Mapping[Key, Callable], repeats: int) -> dict[Key, Timing]:
+def interleaved(
+    calls: Mapping[Key, Callable[[], Any]],
+    repeats: int,
+    *,
+    clocked: Mapping[Key, Callable[[], float]] | None = None,
+) -> dict[Key, Timing]:
     """Times each call `repeats` times in turn, A B C A B C .., after two rounds to warm up.
 
     In turn, because machines are noisy: a slow spell then falls on all of them alike.
+
+    Args:
+      calls: return arrays, which are waited for.
+      clocked: further calls that time themselves and return milliseconds.
     """
-    times_ms = {key: [] for key in calls}
+    clocks = {key: functools.partial(_clock, call) for key, call in calls.items()}
+    clocks = {**clocks, **(clocked or {})}
+    times_ms = {key: [] for key in clocks}
     for _ in range(2 + repeats):
-        for key, call in calls.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            times_ms[key].append(1e3 * (time.perf_counter() - began))
-    return {key: _timing(times[2:]) for key, times in times_ms.items()}
+        for key, clock in clocks.items():
+            times_ms[key].append(clock())
+    return {key: Timing(tuple(times[2:])) for key, times in times_ms.items()}
 
 
-def _timing(times_ms: list[float]) -> Timing:
-    return Timing(median_ms=statistics.median(times_ms), p90_ms=float(np.quantile(times_ms, 0.9)))
+def _clock(call) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return 1e3 * (time.perf_counter() - began)
 
 
 def _live(params, model, batch_size, windows, passes) -> WakeState:

@@ -1,0 +1,52 @@
+"""Figures of the suites as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sleepnet.evaluation.markdown import table
+
+_HEAD = """# Benchmarks
+
+Written by `python -m launch.benchmark --out={out}` from `benchmarks/*.json`; `make benchmark`
+repeats them all. Machines are noisy: trust ratios, which come from calls that took turns, more
+than times.
+"""
+
+
+def page(records: Sequence[dict[str, Any]], out: str) -> str:
+    """All suites that were measured."""
+    return "\n".join([_HEAD.format(out=out), *map(section, records)])
+
+
+def section(record: dict[str, Any]) -> str:
+    """One suite: how it was measured, where, and its table."""
+    machine = dict(record["machine"])
+    where = [machine.pop("cpu"), machine.pop("device"), *(f"{k} {v}" for k, v in machine.items())]
+    where += [f"{k} {v}" for peer in record.get("peers", {}).values() for k, v in peer.items()]
+    columns = list(dict.fromkeys(key for row in record["rows"] for key in row))
+    rows = [[_shown(key, row.get(key)) for key in columns] for row in record["rows"]]
+    return "\n".join(
+        [
+            f"## {record['suite']}",
+            "",
+            record["about"].strip(),
+            "",
+            f"{record['date']}: {', '.join(map(str, where))}.",
+            "",
+            table(columns, rows),
+            "",
+        ]
+    )
+
+
+def _shown(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, (list, tuple)):
+        middle, low, high = value
+        return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    if isinstance(value, float):
+        if " of " in key:
+            return f"{value:.0%}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,138 @@
+"""What `launch.benchmark` promises: it measures, records, and holds no peer against us unproved."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from launch import peers
+from launch.suites import Options, report, rule
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SHAPE = (1, 24, 2, 8)
+
+# The rule token by token in NumPy, in the orientation of arXiv 2412.06464, eq. 10.
+HONEST = """
+import numpy as np
+VERSIONS = {"numpy": np.__version__}
+SCALE = 1.0
+def load(arrays):
+    global given
+    given = arrays
+def run(work):
+    print("libraries are talkative")
+    q, k, v, g, beta = (given[name] for name in ("q", "k", "v", "g", "beta"))
+    B, T, H, K = k.shape
+    state, out = np.zeros((B, H, K, v.shape[-1])), np.zeros(v.shape)
+    for t in range(T):
+        state *= np.exp(g[:, t])[..., None, None]
+        wrong = v[:, t] - np.einsum("bhk,bhkv->bhv", k[:, t], state)
+        state += np.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * wrong)
+        out[:, t] = SCALE * np.einsum("bhk,bhkv->bhv", q[:, t], state) / np.sqrt(K)
+    return lambda: {"out": out, "state": state}
+"""
+FAKES = {
+    "honest": HONEST,
+    "wrong": HONEST.replace("SCALE = 1.0", "SCALE = 1.01"),
+    "mortal": HONEST.replace('print("libraries are talkative")', 'raise MemoryError("too much")'),
+}
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Starts a peer from one of `FAKES` in a process of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = []
+
+    def start(name):
+        (tmp_path / "of_fake.py").write_text(FAKES[name])
+        command = [sys.executable, str(ROOT / "launch" / "peers" / "serve.py"), "of_fake"]
+        started.append(peers.Peer(name, command, tmp_path, threads=1))
+        return started[-1]
+
+    yield start
+    for peer in started:
+        peer.close()
+
+
+def forward(inputs):
+    out, state = rule.FORMS["own"](*inputs.values())
+    return {"out": np.asarray(out), "state": np.asarray(state)}
+
+
+def test_a_peer_that_computes_the_same_rule_is_timed(fake):
+    """On equal inputs, by its own clock; what it prints is not taken for an answer."""
+    inputs, peer = rule.rule_inputs(*SHAPE), fake("honest")
+    peer.load(inputs)
+    peer.check("forward", forward(inputs))
+    assert peer.run("forward") > 0
+    assert peer.versions == {"numpy": np.__version__}
+
+
+def test_a_peer_that_computes_something_else_is_refused(fake):
+    """One percent in the output is named, with the result and the tolerance."""
+    inputs, peer = rule.rule_inputs(*SHAPE), fake("wrong")
+    peer.load(inputs)
+    with pytest.raises(peers.PeerError, match=r"peer wrong .* out of forward differs by 1.0e-02"):
+        peer.check("forward", forward(inputs))
+
+
+def test_a_peer_that_dies_is_named(fake):
+    """With its last word."""
+    peer = fake("mortal")
+    peer.load(rule.rule_inputs(*SHAPE))
+    with pytest.raises(peers.PeerError, match="peer mortal died with exit code 1: MemoryError"):
+        peer.run("forward")
+
+
+def test_the_flops_of_the_rule_are_those_of_the_formula():
+    """166.6 kFLOP per token and head at K = V = 128 and C = 64."""
+    assert rule.rule_flops(1, 1, 1, 128) == pytest.approx(166.6e3, rel=1e-3)
+
+
+def test_ratios_are_of_calls_in_one_run():
+    """Each row holds both works, our chunk choices and the scan within."""
+    rows = rule.run(Options(repeats=2, shapes=(SHAPE,), peers=("scan",)))["rows"]
+    assert [row["work"] for row in rows] == list(rule.WORKS)
+    for row in rows:
+        ratio, low, high = row["scan / own"]
+        assert ratio == pytest.approx(row["scan ms"] / row["own ms"])
+        assert 0 < low <= high
+
+
+def benchmark(*arguments):
+    command = [sys.executable, "-m", "launch.benchmark", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_prints_what_it_writes(tmp_path):
+    """A table on the screen, the figures as JSON, and the page of all suites."""
+    done = benchmark("--suite=rule", "--shapes=1x8x1x8", "--repeats=1", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "benchmarks" / "rule.json").read_text())
+    assert report.section(record).strip() == done.stdout.strip()
+    page = (tmp_path / "BENCHMARKS.md").read_text()
+    assert done.stdout.strip() in page
+    assert record["machine"]["jax"] in page
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (["--suite=rules"], "rule|"),
+        (["--peer=torch"], "transformers|"),
+        (["--peer=ejkernel", "--environments=nowhere"], "`make peers` builds it"),
+        (["--shapes=4096x8"], "'4096x8' is not BxTxHxD, such as 1x4096x8x128"),
+        (["--repeats=0"], "not a positive integer"),
+    ],
+)
+def test_a_wrong_flag_is_answered_in_a_line(wrong, expected):
+    """Before anything is compiled, and with what is allowed."""
+    done = benchmark(*wrong)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
