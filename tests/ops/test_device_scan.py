@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import GRADIENTS, assert_agree, assert_identical
-from programs import Program
 from reference import local_rule
 
 from sleepnet.config import RULES
+from sleepnet.evaluation.programs import Program
 from sleepnet.ops import device_scan, gated_delta
 
 B, HK, H, K, V = 2, 1, 2, 6, 4

@@ -1,24 +1,31 @@
-"""Reads compiled programs: products and collectives, with loop bodies times their trip counts.
+"""What a compiled program does, read from its text: products and collectives, per device.
 
-XLA's own count (`cost_analysis`) takes the body of a loop once.
+The body of a loop counts as often as it runs; XLA's own count (`cost_analysis`) takes it once.
 """
 
 import functools
 import math
 import re
 
-DTYPE_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
-SHAPE = r"(\w+)\[([\d,]*)\]"
-INSTRUCTION = re.compile(rf"(?:ROOT )?%?([\w.-]+) = (\(?{SHAPE}.*?) ([\w-]+)\(")
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+_DTYPE_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(rf"(?:ROOT )?%?([\w.-]+) = (\(?{_SHAPE.pattern}.*?) ([\w-]+)\(")
+_COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
-def dimensions(text):
+def _dimensions(text):
     return [int(n) for n in text.split(",") if n]
 
 
+def _found(pattern, line):
+    match = re.search(pattern, line)
+    if match is None:
+        raise ValueError(f"cannot read this line of the program: {line}")
+    return match[1]
+
+
 class Program:
-    """The text of a compiled program, per device."""
+    """Of a compiled function, such as `jax.jit(f).lower(...).compile()`."""
 
     def __init__(self, compiled):
         self.computations, name = {}, None
@@ -33,6 +40,7 @@ class Program:
 
     @functools.cached_property
     def dot_flops(self) -> int:
+        """Of all products of matrices that XLA did not hand to a library or a kernel."""
         return sum(trips * self._dot_flops(name) for name, trips in self._visits(self.entry))
 
     @functools.cached_property
@@ -41,11 +49,11 @@ class Program:
         found = []
         for name, trips in self._visits(self.entry):
             for line in self.computations[name]:
-                match = INSTRUCTION.match(line)
+                match = _INSTRUCTION.match(line)
                 kind = match and re.sub("-start$", "", match[5])
-                if kind in COLLECTIVES:
-                    sizes = [DTYPE_BYTES[t] * math.prod(dimensions(d))
-                             for t, d in re.findall(SHAPE, match[2])]  # fmt: skip
+                if kind in _COLLECTIVES:
+                    shapes = _SHAPE.findall(match[2])
+                    sizes = [_DTYPE_BYTES[t] * math.prod(_dimensions(d)) for t, d in shapes]
                     found += [(kind, max(sizes))] * trips
         return found
 
@@ -55,7 +63,7 @@ class Program:
         for line in self.computations[name]:
             body = re.search(r"body=%?([\w.-]+)", line)
             if body:
-                count = int(re.search(r'known_trip_count":\{"n":"(\d+)"', line)[1])
+                count = int(_found(r'known_trip_count":\{"n":"(\d+)"', line))
                 yield from self._visits(body[1], trips * count)
             for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", line):
                 yield from self._visits(called, trips)
@@ -63,12 +71,12 @@ class Program:
     def _dot_flops(self, name):
         shapes, flops = {}, 0
         for line in self.computations[name]:
-            match = INSTRUCTION.match(line)
+            match = _INSTRUCTION.match(line)
             if not match:
                 continue
-            shapes[match[1]] = dimensions(match[4])
+            shapes[match[1]] = _dimensions(match[4])
             if match[5] == "dot":
-                lhs = shapes[re.search(r" dot\([^%]*%?([\w.-]+)", line)[1]]
-                contracted = dimensions(re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line)[1])
+                lhs = shapes[_found(r" dot\([^%]*%?([\w.-]+)", line)]
+                contracted = _dimensions(_found(r"lhs_contracting_dims=\{([\d,]*)\}", line))
                 flops += 2 * math.prod(shapes[match[1]]) * math.prod(lhs[i] for i in contracted)
         return flops
