@@ -112,8 +112,11 @@ def decay(total):
     """exp(G_i - G_j) for j <= i, else 0. Masked before exp, whose overflow would be NaN later."""
     coarse, rest = (part[..., :, None] - part[..., None, :] for part in total)
     difference = coarse + rest
-    lower = jnp.tril(jnp.ones(difference.shape[-2:], bool))
-    return jnp.exp(jnp.where(lower, difference, -1e30))
+    # The mask in full shape: the TPU kernel cannot broadcast one.
+    row, column = (
+        lax.broadcasted_iota(jnp.int32, difference.shape, difference.ndim - axis) for axis in (2, 1)
+    )
+    return jnp.exp(jnp.where(column <= row, difference, -1e30))
 
 
 def solved(k_C, beta_C, decay_CC, rule):
