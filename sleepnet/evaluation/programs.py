@@ -50,8 +50,8 @@ class Program:
         for name, trips in self._visits(self.entry):
             for line in self.computations[name]:
                 match = _INSTRUCTION.match(line)
-                kind = match and re.sub("-start$", "", match[5])
-                if kind in _COLLECTIVES:
+                kind = re.sub("-start$", "", match[5]) if match else None
+                if match and kind in _COLLECTIVES:
                     shapes = _SHAPE.findall(match[2])
                     sizes = [_DTYPE_BYTES[t] * math.prod(_dimensions(d)) for t, d in shapes]
                     found += [(kind, max(sizes))] * trips
