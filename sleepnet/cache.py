@@ -154,15 +154,29 @@ def next_span(config: ModelConfig, window: WindowCache, length_B, T: int) -> Spa
     return Span(position_BT=position_BT, length_B=length_B, masks=masks)
 
 
-def append(config: ModelConfig, window: WindowCache, written, features_BTD, span) -> WindowCache:
-    """The window with T more tokens; rows take as many as are valid."""
+def append(
+    config: ModelConfig, window: WindowCache, written, features_BTD, span: Span, *, read_BTD
+) -> WindowCache:
+    """The window with T more tokens; rows take as many as are valid.
+
+    Args:
+      read_BTD: what was computed from the window as it is.
+    """
     batch_BT = jnp.arange(features_BTD.shape[0])[:, None]
     valid_BT = jnp.arange(features_BTD.shape[1]) < span.length_B[:, None]
-    slot_BT = jnp.where(valid_BT, span.position_BT, config.window)  # beyond the end: dropped
+    # A zero that XLA cannot see through makes the writing wait for the last reading: where it
+    # does not know their order, it copies the whole window to be safe.
+    zero_BT = jnp.minimum(jnp.square(read_BTD[..., 0]).astype(jnp.int32), 0)
+    slot_BT = jnp.where(valid_BT, span.position_BT, config.window) + zero_BT  # the end: dropped
+
+    def put_one(cached_BGSD, new_BGTD):
+        new_BTGD = jnp.swapaxes(new_BGTD, 1, 2)
+        return cached_BGSD.at[batch_BT, :, slot_BT].set(new_BTGD, mode="drop")
 
     def put(cached_RBGSD, new_RBGTD):
-        new_BTRGD = jnp.moveaxis(new_RBGTD, (1, 3), (0, 1))
-        return cached_RBGSD.at[:, batch_BT, :, slot_BT].set(new_BTRGD, mode="drop")
+        if not config.unroll:
+            return jax.vmap(put_one)(cached_RBGSD, new_RBGTD)
+        return jnp.stack(list(map(put_one, cached_RBGSD, new_RBGTD)))
 
     def merge(cached, new):
         return new if isinstance(cached, DeltaCache) else jax.tree.map(put, cached, new)

@@ -71,7 +71,7 @@ def _wake(params, state, tokens_BT, length_B, *, config, logits):
     span = cache.next_span(config, window, length_B, tokens_BT.shape[1])
     past = {part: cache.window_past(window, part) for part in PARTS}
     features_BTD, y_BTD, written = first_pass(params, tokens_BT, past, span, config=config)
-    window = cache.append(config, window, written, features_BTD, span)
+    window = cache.append(config, window, written, features_BTD, span, read_BTD=y_BTD)
     return _read(params, y_BTD, length_B, config, logits), state.replace(window=window)
 
 

@@ -19,7 +19,7 @@ RANKS = {
     "cache": 4,
     "wake": 5,
     "sleep": 6,
-    "rollout": 7,
+    "rollout": 7, "decode": 7,
     "parallel": 8,
     "session": 9, "engine": 9,
     "tasks": 9,

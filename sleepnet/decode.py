@@ -1,0 +1,133 @@
+"""Decoding token after token, in a state that is updated in place.
+
+`sleepnet.wake` leaves the caller's state alive, so each call writes a new one. A decoder owns
+its state and donates it, and keeps every layer in buffers of its own: neither parameters nor
+caches are copied to be read, and a token moves no more bytes than it must.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleepnet import cache
+from sleepnet.config import PARTS, ModelConfig
+from sleepnet.sleep import sleep
+from sleepnet.types import Array, WakeState
+from sleepnet.wake import wake
+
+
+class Decoder:
+    """Minds that read one token per row and call, and sleep in between.
+
+    Compiled once for all tokens; nothing that it holds grows. Holds a copy of the parameters.
+
+    Args:
+      params: from `init_params`.
+      state: one mind per row; the caller's stays alive.
+      config: static.
+    """
+
+    def __init__(self, params, state: WakeState, *, config: ModelConfig):
+        cache.check_state(config, state)
+        self._config, self._stacked_params = config, params
+        self._params = _unstack_params(params)
+        self._take(state)
+
+    @property
+    def state(self) -> WakeState:
+        """The state as it is now, in the form of `sleepnet.wake`; it stays alive."""
+        return _stack_state(self._state)
+
+    @property
+    def room_B(self) -> np.ndarray:
+        """How many tokens each row may still read before it must sleep."""
+        return self._config.window - self._length_B
+
+    def wake(self, tokens_B) -> Array:
+        """Reads one token per row.
+
+        Args:
+          tokens_B: int token ids, below `config.vocab_size`.
+
+        Returns:
+          float32 logits_BY that predict the next.
+
+        Raises:
+          ValueError: tokens that do not fit, or a row without room; the state is as before.
+        """
+        tokens_B = np.asarray(tokens_B)
+        if tokens_B.shape != self._length_B.shape:
+            raise ValueError(f"tokens must have shape {self._length_B.shape}; got {tokens_B.shape}")
+        for row in np.flatnonzero(self.room_B < 1):
+            raise ValueError(
+                f"row {row} holds {self._length_B[row]} of {self._config.window} tokens and has "
+                f"no room: call sleep first"
+            )
+        wrong = (tokens_B < 0) | (tokens_B >= self._config.vocab_size)
+        for row in np.flatnonzero(wrong):
+            raise ValueError(
+                f"token id {tokens_B[row]} in row {row} is outside the vocabulary: "
+                f"ids lie in 0..{self._config.vocab_size - 1}"
+            )
+        logits_BY, self._state = _step(
+            self._params, self._state, tokens_B[:, None], config=self._config
+        )
+        self._length_B = self._length_B + 1
+        return logits_BY
+
+    def sleep(self, *, passes: int | None = None, rows_B=None):
+        """`sleepnet.sleep` of its state."""
+        self._take(
+            sleep(
+                self._stacked_params, self.state, config=self._config, passes=passes, rows_B=rows_B
+            )
+        )
+
+    def _take(self, state: WakeState):
+        self._state = _unstack_state(state)
+        self._length_B = np.array(state.window.length_B)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def _step(params, state, tokens_BT, *, config):
+    # Written out, a layer of the stack made here is the buffer it was made from, to the compiler.
+    written_out = dataclasses.replace(config, unroll=True)
+    logits_BY, state = wake(
+        _stack(params), _stack(state), tokens_BT, config=written_out, logits="last"
+    )
+    return logits_BY, _apart(state)
+
+
+@jax.jit
+def _unstack_params(params):
+    return {
+        name: jax.tree.map(list, part) if name in PARTS else part for name, part in params.items()
+    }
+
+
+@jax.jit
+def _unstack_state(state: WakeState):
+    return _apart(state)
+
+
+@jax.jit
+def _stack_state(state) -> WakeState:
+    return _stack(state)
+
+
+def _apart(state: WakeState):
+    """Every array that is stacked over repeats as the list of its layers."""
+    return jax.tree.map(
+        lambda x, axis: list(x) if axis == 1 else x, state, cache.batch_axes(state)
+    )
+
+
+def _stack(tree) -> Any:
+    def is_list(x):
+        return isinstance(x, list)
+
+    return jax.tree.map(lambda x: jnp.stack(x) if is_list(x) else x, tree, is_leaf=is_list)
