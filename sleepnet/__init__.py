@@ -8,6 +8,7 @@ from sleepnet import parallel
 from sleepnet.cache import init_state
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.model import init_params
+from sleepnet.nap import Nap, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.rollout import Rollout, rollout
 from sleepnet.sleep import sleep, sleep_from_tokens
 from sleepnet.types import WakeState, WindowCache
@@ -18,9 +19,13 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "ModelConfig",
+    "Nap",
     "Rollout",
     "WakeState",
     "WindowCache",
+    "begin_sleep",
+    "continue_sleep",
+    "finish_sleep",
     "init_params",
     "init_state",
     "parallel",

@@ -155,7 +155,7 @@ def next_span(config: ModelConfig, window: WindowCache, length_B, T: int) -> Spa
 
 
 def append(config: ModelConfig, window: WindowCache, written, features_BTD, span) -> WindowCache:
-    """The window with T more tokens; rows take as many as are valid."""
+    """The window with T more tokens of the parts that `written` names; rows take the valid."""
     batch_BT = jnp.arange(features_BTD.shape[0])[:, None]
     valid_BT = jnp.arange(features_BTD.shape[1]) < span.length_B[:, None]
     slot_BT = jnp.where(valid_BT, span.position_BT, config.window)  # beyond the end: dropped
@@ -167,9 +167,12 @@ def append(config: ModelConfig, window: WindowCache, written, features_BTD, span
     def merge(cached, new):
         return new if isinstance(cached, DeltaCache) else jax.tree.map(put, cached, new)
 
+    def merged(part):
+        return tuple(map(merge, window.blocks[part], written[part]))
+
     return dataclasses.replace(
         window,
-        blocks={part: tuple(map(merge, window.blocks[part], written[part])) for part in PARTS},
+        blocks={**window.blocks, **{part: merged(part) for part in written}},
         features_BLD=window.features_BLD.at[batch_BT, slot_BT].set(features_BTD, mode="drop"),
         length_B=window.length_B + span.length_B,
     )
