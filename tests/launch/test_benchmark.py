@@ -108,7 +108,8 @@ def test_ratios_are_of_calls_in_one_run():
 def test_a_sleep_is_held_against_the_prefills_that_it_repeats(monkeypatch):
     """N = 1 against one; slices against the same sleep in one piece, none longer than all."""
     config = sleepnet.ModelConfig(vocab_size=4, pattern="A", d_model=4, num_heads=1, window=6)
-    monkeypatch.setattr(sleepnet, "init_params", lambda config, key: minds.params(config))
+    params = minds.params(config)  # quicker than to compile `init_params`
+    monkeypatch.setattr(sleepnet, "init_params", lambda config, key: params)
     monkeypatch.setattr(sleep, "MODELS", ((config, (2,)),))
     monkeypatch.setattr(sleep, "PASSES", (1, 4))
     monkeypatch.setattr(sleep, "SLICES", (4, 7))  # the second is longer than the window
