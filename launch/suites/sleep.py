@@ -28,8 +28,8 @@ SLICED_PASSES = 4
 _SMALL = ModelConfig(vocab_size=256, pattern="AGAG", d_model=256, window=256, num_heads=4)
 # Each with its batch sizes.
 MODELS = (
-    (_SMALL, (1, 8)),
-    (dataclasses.replace(_SMALL, pattern="G[AGAG]AG"), (1, 8)),
+    (_SMALL, (1, 4)),
+    (dataclasses.replace(_SMALL, pattern="G[AGAG]AG"), (1, 4)),
     (
         ModelConfig(vocab_size=256, pattern="AG" * 7, d_model=512, window=256, num_heads=8),
         (1,),
