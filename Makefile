@@ -50,6 +50,7 @@ $(DEPO_RUNS) $(RULE110_RUNS): $(RESULTS)/%: $(VENV)/.installed
 BENCHMARK = $(BIN)/python -m launch.benchmark --out=experiments/results --environments=$(PEERS)
 benchmark: $(VENV)/.installed peers  ## Speed of every part, beside its peers (half an hour).
 	$(BENCHMARK) --suite=rule --peer=transformers --peer=ejkernel --peer=scan
+	NPROC=1 $(BENCHMARK) --suite=sleep
 	NPROC=1 $(BENCHMARK) --suite=train
 
 # Other implementations, for comparison; their versions are those in launch/peers/*.txt.

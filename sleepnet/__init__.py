@@ -7,7 +7,9 @@ persistent fast weights by N offline passes. After Lee et al. 2026, arXiv 2605.2
 from sleepnet import parallel
 from sleepnet.cache import init_state
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.decode import Decoder
 from sleepnet.model import init_params
+from sleepnet.nap import Nap, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.rollout import Rollout, rollout
 from sleepnet.sleep import sleep, sleep_from_tokens
 from sleepnet.types import WakeState, WindowCache
@@ -17,10 +19,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
+    "Decoder",
     "ModelConfig",
+    "Nap",
     "Rollout",
     "WakeState",
     "WindowCache",
+    "begin_sleep",
+    "continue_sleep",
+    "finish_sleep",
     "init_params",
     "init_state",
     "parallel",

@@ -157,7 +157,7 @@ def next_span(config: ModelConfig, window: WindowCache, length_B, T: int) -> Spa
 def append(
     config: ModelConfig, window: WindowCache, written, features_BTD, span: Span, *, read_BTD
 ) -> WindowCache:
-    """The window with T more tokens; rows take as many as are valid.
+    """The window with T more tokens of the parts that `written` names; rows take the valid.
 
     Args:
       read_BTD: what was computed from the window as it is.
@@ -166,7 +166,7 @@ def append(
     valid_BT = jnp.arange(features_BTD.shape[1]) < span.length_B[:, None]
     # A zero that XLA cannot see through makes the writing wait for the last reading: where it
     # does not know their order, it copies the whole window to be safe.
-    zero_BT = jnp.minimum(jnp.square(read_BTD[..., 0]).astype(jnp.int32), 0)
+    zero_BT = jnp.minimum(jnp.square(read_BTD[..., 0]), 0).astype(jnp.int32)
     slot_BT = jnp.where(valid_BT, span.position_BT, config.window) + zero_BT  # the end: dropped
 
     def put_one(cached_BGSD, new_BGTD):
@@ -181,9 +181,12 @@ def append(
     def merge(cached, new):
         return new if isinstance(cached, DeltaCache) else jax.tree.map(put, cached, new)
 
+    def merged(part):
+        return tuple(map(merge, window.blocks[part], written[part]))
+
     return dataclasses.replace(
         window,
-        blocks={part: tuple(map(merge, window.blocks[part], written[part])) for part in PARTS},
+        blocks={**window.blocks, **{part: merged(part) for part in written}},
         features_BLD=window.features_BLD.at[batch_BT, slot_BT].set(features_BTD, mode="drop"),
         length_B=window.length_B + span.length_B,
     )

@@ -121,9 +121,7 @@ def _stack_state(state) -> WakeState:
 
 def _apart(state: WakeState):
     """Every array that is stacked over repeats as the list of its layers."""
-    return jax.tree.map(
-        lambda x, axis: list(x) if axis == 1 else x, state, cache.batch_axes(state)
-    )
+    return jax.tree.map(lambda x, axis: list(x) if axis == 1 else x, state, cache.batch_axes(state))
 
 
 def _stack(tree) -> Any:

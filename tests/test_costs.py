@@ -6,6 +6,7 @@ a count holds on every device.
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from agreement import dot_products, is_highest
 from minds import params, stream
 
 import sleepnet
-from sleepnet import flops
+from sleepnet import cache, flops, nap
 
 CORE_AND_CODA = sleepnet.ModelConfig(
     vocab_size=16, pattern="[AG]G", d_model=32, window=16, num_heads=2, unroll=True
@@ -169,6 +170,46 @@ def test_whatever_touches_a_fast_weight_is_exact_in_every_program():
         batched = [line for line in dot_products(lowered) if "batching_dims" in line]
         assert batched
         assert [line for line in batched if not is_highest(line)] == []
+
+
+def test_a_sleep_is_one_program():
+    """All passes and the eviction are dispatched once, and nothing asks the host meanwhile."""
+    config = dataclasses.replace(CORE_AND_CODA, passes=3, unroll=False)
+    args = params(config), sleepnet.init_state(config, 2)
+    sleep = functools.partial(sleepnet.sleep, config=config, rows_B=np.array([True, False]))
+    assert [equation.primitive.name for equation in jax.make_jaxpr(sleep)(*args).eqns] == ["jit"]
+    assert "callback" not in jax.jit(sleep).lower(*args).as_text()
+
+
+def test_in_bfloat16_only_the_rule_computes_in_float32():
+    """Every product of a sleep, and of a slice of one, takes bfloat16 from features and matrices,
+    or is one of the rule's: float32 and exact. What crosses is kept likewise."""
+    config = dataclasses.replace(CORE_AND_CODA, passes=3, unroll=False, compute_dtype="bfloat16")
+    state, run = sleepnet.init_state(config, 2), functools.partial(sleepnet.sleep, config=config)
+    one_piece = jax.jit(run).lower(params(config), state)
+    one_slice = nap._slice.lower(
+        params(config), state.window, np.int32(0), config=config, part="core", tokens=8
+    )
+    for lowered in (one_piece, one_slice):
+        products = [operand_dtypes(line) for line in dot_products(lowered)]
+        assert set(products) == {("bf16", "bf16", "DEFAULT"), ("f32", "f32", "HIGHEST")}
+    slept = jax.eval_shape(run, params(config), state)
+    assert dtypes(slept.fast_weights) == {"float32"}
+    assert dtypes(cache.fast_weights_of(slept.window.blocks)) == {"float32"}
+    attention, delta = slept.window.blocks["core"]
+    assert dtypes((attention, delta.tail, slept.window.features_BLD)) == {"bfloat16"}
+
+
+def operand_dtypes(line):
+    """Of a product in the text of a program, with its precision."""
+    precision, left, right = re.search(
+        r"precision = \[(\w+), \1\].*: \(tensor<[\dx]*x(\w+)>, tensor<[\dx]*x(\w+)>\)", line
+    ).groups()
+    return left, right, precision
+
+
+def dtypes(tree):
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
 
 
 def test_precision_of_everything_else_is_a_choice():

@@ -19,7 +19,7 @@ RANKS = {
     "cache": 4,
     "wake": 5,
     "sleep": 6,
-    "rollout": 7, "decode": 7,
+    "rollout": 7, "nap": 7, "decode": 7,
     "parallel": 8,
     "session": 9, "engine": 9,
     "tasks": 9,
@@ -76,7 +76,7 @@ def room(name):
 
 @pytest.mark.parametrize("name", sorted(set(LIBRARY) - {"sleepnet"}))
 def test_imports_point_one_way(name):
-    """config, types -> ops -> layers -> model -> cache -> wake -> sleep -> rollout ->
+    """config, types -> ops -> layers -> model -> cache -> wake -> sleep -> rollout, nap, decode ->
     training, evaluation; tasks and storage are leaves."""
     here = room(name)
     assert here in RANKS, f"{name}: give it a place in the order of imports"

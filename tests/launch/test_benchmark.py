@@ -5,11 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import minds
 import numpy as np
 import pytest
 
+import sleepnet
 from launch import peers
-from launch.suites import Options, report, rule
+from launch.suites import Options, report, rule, sleep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPE = (1, 24, 2, 8)
@@ -101,6 +103,23 @@ def test_ratios_are_of_calls_in_one_run():
         ratio, low, high = row["scan / own"]
         assert ratio == pytest.approx(row["scan ms"] / row["own ms"])
         assert 0 < low <= high
+
+
+def test_a_sleep_is_held_against_the_prefills_that_it_repeats(monkeypatch):
+    """N = 1 against one; slices against the same sleep in one piece, none longer than all."""
+    config = sleepnet.ModelConfig(vocab_size=4, pattern="A", d_model=4, num_heads=1, window=6)
+    params = minds.params(config)  # quicker than to compile `init_params`
+    monkeypatch.setattr(sleepnet, "init_params", lambda config, key: params)
+    monkeypatch.setattr(sleep, "MODELS", ((config, (2,)),))
+    monkeypatch.setattr(sleep, "PASSES", (1, 4))
+    monkeypatch.setattr(sleep, "SLICES", (4, 7))  # the second is longer than the window
+    one, four, slices = sleep.run(Options(repeats=2))["rows"]
+    for row, prefills in ((one, 1), (four, 3)):
+        ratio = row["ms"] / row["prefill ms"] / prefills
+        assert row["/ (N-1) prefills"][0] == pytest.approx(ratio)
+    assert (one["N"], four["N"], slices["N"], slices["slice"]) == (1, 4, 4, 4)
+    assert slices["/ one piece"][0] == pytest.approx(slices["ms"] / four["ms"])
+    assert 0 < slices["longest slice ms"] < slices["ms"]
 
 
 def benchmark(*arguments):

@@ -1,0 +1,176 @@
+"""Nap: a sleep in slices of bounded work, between which its caller may do something else.
+
+`sleep` is one program for the whole window; behind it, other minds wait. A nap runs the same
+passes a few tokens at a time, in the way in which `wake` reads a window in pieces: a slice sees
+the keys and values that the slices before it wrote in this pass, and goes on from their fast
+weights. It takes nothing from its caller, and only `finish_sleep` commits: a nap that is dropped
+half-way never was.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sleepnet import cache, model
+from sleepnet.config import ModelConfig, split_pattern
+from sleepnet.sleep import check_sleep, commit
+from sleepnet.types import DeltaCache, WakeState, WindowCache
+from sleepnet.wake import at_hand
+
+
+@struct.dataclass
+class Nap:
+    """A sleep in progress.
+
+    state: the minds that fell asleep, as they were.
+    window: theirs, as the passes rewrite it: keys, values, tails and working fast weights of the
+      pass in progress, and each token's features of the last pass that read it.
+    rows_B: the rows that sleep; None for all.
+    pass_tokens, core_tokens, all_tokens, read_tokens: int32 scalars: of one pass (those of the
+      longest row that sleeps), of all that run the core, of the whole sleep, and done. They are
+      NumPy's, so that asking for them waits for no device.
+    """
+
+    state: WakeState
+    window: WindowCache
+    rows_B: Any
+    pass_tokens: np.int32
+    core_tokens: np.int32
+    all_tokens: np.int32
+    read_tokens: np.int32
+
+    @property
+    def tokens_left(self) -> int:
+        """How many tokens of how many passes are still to be read."""
+        return int(self.all_tokens - self.read_tokens)
+
+    @property
+    def done(self) -> bool:
+        """Whether `finish_sleep` may commit."""
+        return self.tokens_left == 0
+
+
+def begin_sleep(
+    state: WakeState, *, config: ModelConfig, passes: int | None = None, rows_B=None
+) -> Nap:
+    """A sleep of which nothing is done yet. In slices,
+
+        nap = begin_sleep(state, config=config)
+        while not nap.done:
+            nap = continue_sleep(params, nap, config=config, tokens=64)
+        state = finish_sleep(nap, config=config)
+
+    is `sleep(params, state, config=config)`, to float32 rounding. Nothing is computed here: the
+    call only waits for the lengths of the rows, to read no further than the longest.
+
+    Args:
+      state, passes, rows_B: as for `sleep`.
+
+    Raises:
+      ValueError: as `sleep`.
+    """
+    passes, rows_B = check_sleep(config, state, passes, rows_B)
+    window, length_B = state.window, state.window.length_B
+    pass_tokens = config.window
+    if at_hand(length_B) and at_hand(rows_B):
+        asleep = length_B if rows_B is None else np.where(rows_B, length_B, 0)
+        pass_tokens = np.asarray(asleep).max()
+    if passes > 1:  # the coda starts anew
+        blocks = {**window.blocks, "coda": _awoken(state, "coda")}
+        window = dataclasses.replace(window, blocks=blocks)
+    with_coda = passes > 1 and split_pattern(config.pattern)["coda"] != ""
+    core_tokens = (passes - 1) * pass_tokens
+    counts = (pass_tokens, core_tokens, core_tokens + with_coda * pass_tokens, 0)
+    return Nap(state, window, rows_B, *map(np.int32, counts))
+
+
+def continue_sleep(params, nap: Nap, *, config: ModelConfig, tokens: int) -> Nap:
+    """Reads the next `tokens` tokens of the pass in progress, or as many as it has left.
+
+    Costs about `tokens` / L of a pass. Each size is compiled once for all slices of the core, and
+    once for the coda; the last slice of a pass is padded.
+
+    Args:
+      params: from `init_params`.
+      nap: stays alive.
+      tokens: static, 1 to `config.window`; it may change from slice to slice.
+
+    Raises:
+      ValueError: `tokens` out of its range, a nap that is done or was begun with another config.
+    """
+    cache.check_state(config, nap.state)
+    whole = hasattr(tokens, "__index__") and not isinstance(tokens, bool)
+    if not whole or not 1 <= tokens <= config.window:
+        raise ValueError(
+            f"tokens must be a whole number in 1..{config.window} (config.window); got {tokens!r}"
+        )
+    if nap.done:
+        raise ValueError("the nap is done: commit it by `finish_sleep`")
+    place = nap.read_tokens % nap.pass_tokens
+    part = "core" if nap.read_tokens < nap.core_tokens else "coda"
+    rewritten, features_BLD = _slice(
+        params, nap.window, place, config=config, part=part, tokens=int(tokens)
+    )
+    blocks = {**nap.window.blocks, part: rewritten}
+    window = dataclasses.replace(nap.window, blocks=blocks, features_BLD=features_BLD)
+    read_tokens = nap.read_tokens + np.minimum(np.int32(tokens), nap.pass_tokens - place)
+    return dataclasses.replace(nap, window=window, read_tokens=read_tokens)
+
+
+def finish_sleep(nap: Nap, *, config: ModelConfig) -> WakeState:
+    """Commits a nap that is done: what `sleep` returns.
+
+    Raises:
+      ValueError: there are tokens left, or the nap was begun with another config.
+    """
+    cache.check_state(config, nap.state)
+    if not nap.done:
+        raise ValueError(
+            f"the nap has read {nap.read_tokens} of {nap.all_tokens} tokens: `continue_sleep` "
+            f"until it is done, or drop it and keep the state"
+        )
+    fast_weights = cache.fast_weights_of(nap.window.blocks)
+    return commit(nap.state, fast_weights, nap.rows_B, config=config)
+
+
+def _awoken(state: WakeState, part):
+    """The caches of `part` with the fast weights that were committed last."""
+    blocks = zip(state.window.blocks[part], state.fast_weights[part], strict=True)
+    return tuple(
+        dataclasses.replace(block, state=weights) if isinstance(block, DeltaCache) else block
+        for block, weights in blocks
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "part", "tokens"))
+def _slice(params, window: WindowCache, place, *, config, part, tokens):
+    """The caches of `part` and the features behind `tokens` more from `place` on."""
+    length_B = jnp.clip(window.length_B - place, 0, tokens)
+    window = dataclasses.replace(window, length_B=jnp.minimum(window.length_B, place))
+    span = cache.next_span(config, window, length_B, tokens)
+    x_BTD = jnp.take_along_axis(
+        window.features_BLD, span.position_BT[..., None], axis=1, mode="clip"
+    )
+    y_BTD, written = model.blocks(
+        params, x_BTD, _past(config, window, part, place), span, config=config, part=part
+    )
+    # The coda is run for its fast weights alone.
+    features_BTD = y_BTD if part == "core" else x_BTD
+    window = cache.append(config, window, {part: written}, features_BTD, span, read_BTD=y_BTD)
+    return window.blocks[part], window.features_BLD
+
+
+def _past(config, window: WindowCache, part, place):
+    """What the blocks go on from; a pass starts with the tails that it found, or none."""
+    fast_weights = cache.fast_weights_of({part: window.blocks[part]})
+    fresh = cache.fresh_past(config, fast_weights, window.carried, part)
+    return tuple(
+        dataclasses.replace(past, tail=jnp.where(place == 0, first.tail, past.tail))
+        if isinstance(past, DeltaCache) else past
+        for first, past in zip(fresh, cache.window_past(window, part), strict=True)
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""Decoder: the same minds as those of `wake` and `sleep`, in a state updated in place."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from agreement import assert_agree
+from minds import CONFIGS, HARD, TINY, B, L, newborn, params, stream, woken
+
+import sleepnet
+from sleepnet import decode
+
+FILLED = np.array([0, 2, 5], np.int32)
+
+
+def filled(config):
+    """Minds whose rows hold 0, 2 and 5 tokens of their second window."""
+    old = sleepnet.sleep(params(config), woken(config)[1], config=config)
+    return woken(config, window=1, length_B=FILLED, state=old)[1]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_life_is_that_of_wake_and_sleep(config):
+    """Two windows, token after token, rows that sleep when each is full: all logits, and the
+    state after each sleep."""
+    state = filled(config)
+    decoder = sleepnet.Decoder(params(config), state, config=config)
+    tokens = stream(seed=3)
+    for i in range(2 * L):
+        full_B = np.array(state.window.length_B) == L
+        if full_B.any():
+            decoder.sleep(passes=3, rows_B=full_B)
+            state = sleepnet.sleep(params(config), state, config=config, passes=3, rows_B=full_B)
+            assert_agree(decoder.state, state)
+        np.testing.assert_array_equal(decoder.room_B, L - np.array(state.window.length_B))
+        tokens_B = tokens[:, i // L, i % L]
+        logits_BY = decoder.wake(tokens_B)
+        expected, state = sleepnet.wake(
+            params(config), state, tokens_B[:, None], config=config, logits="last"
+        )
+        assert_agree(logits_BY, expected)
+    assert_agree(decoder.state, state)
+
+
+def test_states_given_and_taken_stay_alive():
+    state = filled(TINY)
+    before = jax.tree.map(np.array, state)
+    decoder = sleepnet.Decoder(params(TINY), state, config=TINY)
+    taken = decoder.state
+    decoder.wake(stream()[:, 0, 0])
+    for alive in (state, taken):
+        jax.tree.map(np.testing.assert_array_equal, alive, before)
+
+
+def test_a_refused_token_changes_nothing():
+    decoder = sleepnet.Decoder(params(TINY), filled(TINY), config=TINY)
+    decoder.wake([1, 2, 3])
+    before = jax.tree.map(np.array, decoder.state)
+    vocab_size = TINY.vocab_size
+    for tokens, complaint in (
+        ([1, 2, 3], f"row 2 holds {L} of {L} tokens .* sleep first"),
+        ([1, 2], r"shape \(3,\); got \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            decoder.wake(tokens)
+    decoder.sleep(rows_B=np.array([False, False, True]))
+    slept = jax.tree.map(np.array, decoder.state)
+    with pytest.raises(
+        ValueError, match=rf"token id {vocab_size} in row 1 .* 0\.\.{vocab_size - 1}"
+    ):
+        decoder.wake([0, vocab_size, 0])
+    jax.tree.map(np.testing.assert_array_equal, decoder.state, slept)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        decoder.state.fast_weights["core"][1][:, :2], before.fast_weights["core"][1][:, :2],
+    )  # fmt: skip
+    decoder.wake([1, 2, 3])
+
+
+def test_another_configs_state_is_refused():
+    wider = dataclasses.replace(TINY, window=2 * L)
+    with pytest.raises(ValueError, match="window"):
+        sleepnet.Decoder(params(TINY), newborn(TINY), config=wider)
+
+
+def test_one_program_reads_all_tokens():
+    """Compiled once, whatever the tokens, fill levels and sleeps."""
+    config = dataclasses.replace(TINY, vocab_size=HARD.vocab_size + 1)  # of this test alone
+    before = decode._step._cache_size()
+    decoder = sleepnet.Decoder(
+        sleepnet.init_params(config, jax.random.key(0)),
+        sleepnet.init_state(config, B), config=config,
+    )  # fmt: skip
+    for _ in range(2):
+        for token in range(L):
+            decoder.wake(np.full(B, token))
+        decoder.sleep()
+    assert decode._step._cache_size() == before + 1
+
+
+def test_a_token_is_written_in_place():
+    """The whole state is donated and nothing as large as one layer's keys is made beside it: a
+    longer window costs no memory but its own. (In bfloat16 XLA for CPU widens what it reads.)"""
+    config = sleepnet.ModelConfig(
+        vocab_size=64, pattern="G[AGAGAG]A", d_model=64, num_heads=2, window=1024
+    )
+    shapes = jax.eval_shape(
+        lambda: (
+            decode._unstack_params(sleepnet.init_params(config, jax.random.key(0))),
+            decode._unstack_state(sleepnet.init_state(config, 2)),
+        )
+    )
+    tokens = jax.ShapeDtypeStruct((2, 1), np.int32)
+    memory = decode._step.lower(*shapes, tokens, config=config).compile().memory_analysis()
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[1]))
+    one_layers_keys = 2 * config.window * config.d_model * np.dtype(np.float32).itemsize
+    assert memory.alias_size_in_bytes >= state_bytes
+    assert memory.temp_size_in_bytes < one_layers_keys

@@ -1,0 +1,202 @@
+"""A sleep in slices: the same minds, at any slice size, and work that is bounded by it."""
+
+import dataclasses
+import itertools
+
+import jax
+import minds
+import numpy as np
+import pytest
+from agreement import assert_agree, assert_identical
+from minds import CONFIGS, RAGGED, SLIDING, TINY, B, L, W, newborn, params, stream, woken
+from reference import Mind, fast_weights
+
+import sleepnet
+from sleepnet import cache, flops, model
+from sleepnet.evaluation.programs import Program
+from sleepnet.nap import _slice
+
+both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def naps(config, state, *sizes, **options):
+    """Every stage of a nap whose slices take these sizes in turn, up to the one that is done."""
+    nap = sleepnet.begin_sleep(state, config=config, **options)
+    yield nap
+    for tokens in itertools.cycle(sizes):
+        if nap.done:
+            return
+        nap = sleepnet.continue_sleep(params(config), nap, config=config, tokens=tokens)
+        yield nap
+
+
+def sleep_in_slices(config, state, *sizes, **options):
+    *_, nap = naps(config, state, *sizes, **options)
+    return sleepnet.finish_sleep(nap, config=config)
+
+
+def sleep(config, state, **options):
+    return sleepnet.sleep(params(config), state, config=config, **options)
+
+
+def ragged_evening(config):
+    """Minds with a past, their windows full, filled to two tokens and to five."""
+    return woken(config, state=minds.older(config), length_B=RAGGED[:, 3])[1]
+
+
+@both
+def test_lives_with_naps_follow_algorithm_1(config):
+    """Four ragged windows, N = 3, slept on 4 tokens at a time, which do not divide the 6: every
+    logit and every fast weight against the float64 model."""
+    tokens, state = stream(), newborn(config)
+    alone = [Mind(params(config), config) for _ in range(B)]
+    for w in range(W):
+        logits, state = woken(config, window=w, length_B=RAGGED[:, w], state=state)
+        state = sleep_in_slices(config, state, 4)
+        for b, mind in enumerate(alone):
+            n = RAGGED[b, w]
+            assert_agree(logits[b, :n], mind.live(tokens[b, w, :n], config.passes))
+        assert_agree(state.fast_weights, fast_weights(alone))
+
+
+@both
+@pytest.mark.parametrize("chosen", [None, np.array([False, True, True])], ids=["all", "some"])
+def test_a_nap_is_the_sleep(config, chosen):
+    """All that the state holds behind it: fast weights, kept keys, tails and an empty window; of
+    rows that do not sleep every bit."""
+    state = ragged_evening(config)
+    napped = sleep_in_slices(config, state, 4, rows_B=chosen)
+    assert_agree(napped, sleep(config, state, rows_B=chosen))
+    if chosen is not None:
+        assert_identical(napped, cache.select_states(chosen, napped, state))
+
+
+@both
+def test_a_nap_of_one_pass_is_done_at_once(config):
+    """N = 1 commits what the wake pass wrote; so does a nap, bit for bit."""
+    state = ragged_evening(config)
+    (nap,) = naps(config, state, 4, passes=1)
+    assert_identical(sleepnet.finish_sleep(nap, config=config), sleep(config, state, passes=1))
+
+
+@pytest.mark.parametrize("sizes", [(1,), (L,), (5, 1)], ids=str)
+def test_slices_of_any_size(sizes):
+    """Token by token, a window at once, and sizes that change on the way."""
+    state = ragged_evening(TINY)
+    assert_agree(sleep_in_slices(TINY, state, *sizes), sleep(TINY, state))
+
+
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize("sizes", [(1,), (L,), (5, 1, 3)], ids=str)
+def test_slices_of_any_size_in_large_minds(config, sizes):
+    """The same with prelude, coda and kept keys."""
+    state = ragged_evening(config)
+    assert_agree(sleep_in_slices(config, state, *sizes), sleep(config, state))
+
+
+@both
+def test_an_unfinished_nap_changes_nothing(config):
+    """Neither the caller's state nor any earlier stage: a nap can be dropped or forked anywhere."""
+    state = ragged_evening(config)
+    copy = jax.tree.map(np.array, state)
+    begun, *_, before, last = naps(config, state, 4)
+    assert_identical(state, copy)
+    again = sleepnet.continue_sleep(params(config), before, config=config, tokens=4)
+    assert_identical(again, last)
+    slept = sleepnet.finish_sleep(last, config=config)
+    *_, anew = naps(config, begun.state, 4)
+    assert_identical(sleepnet.finish_sleep(anew, config=config), slept)
+
+
+@both
+def test_a_nap_holds_no_more_than_the_caches_that_it_rewrites(config):
+    """Beside the state that it began with: features and caches of core and coda, once."""
+    state = ragged_evening(config)
+    begun, *_, last = naps(config, state, 4)
+    assert fresh_bytes(begun, state) == 0
+    window = last.window
+    own = (window.features_BLD, window.blocks["core"], window.blocks["coda"])
+    assert 0 < fresh_bytes(last, state) <= sum(x.nbytes for x in jax.tree.leaves(own))
+
+
+def fresh_bytes(nap, state):
+    """Of the device's arrays in a nap that the state does not hold."""
+    held = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)}
+    arrays = [x for x in jax.tree.leaves(nap) if isinstance(x, jax.Array)]
+    return sum(x.nbytes for x in arrays if x.unsafe_buffer_pointer() not in held)
+
+
+LONG = sleepnet.ModelConfig(vocab_size=16, pattern="AG", d_model=64, window=64, num_heads=2)
+
+
+def test_the_work_of_a_slice_is_bounded():
+    """16 of 64 tokens cost a quarter of a pass, within a tenth, though they attend to the whole
+    window cache."""
+    lowered = _slice.lower(
+        params(LONG), newborn(LONG).window, np.int32(0), config=LONG, part="core", tokens=16
+    )
+    whole = B * flops.part_flops(LONG, "core", LONG.window)
+    assert Program(lowered.compile()).dot_flops / whole == pytest.approx(1 / 4, rel=0.1)
+
+
+def test_all_slices_of_a_part_share_one_program(monkeypatch):
+    """Whatever the pass and the place: the core is traced once and the coda once."""
+    config = dataclasses.replace(TINY, pattern="A[G]G", window=7, passes=4)
+    _, state = sleepnet.wake(
+        params(config), newborn(config), stream()[:, 0], config=config, logits="none"
+    )
+    traced, blocks = [], model.blocks
+
+    def counting(*args, part, **options):
+        traced.append(part)
+        return blocks(*args, part=part, **options)
+
+    monkeypatch.setattr(model, "blocks", counting)
+    stages = list(naps(config, state, 3))
+    assert len(stages) == 1 + 4 * 2  # 3 passes of the core and one of the coda, 6 tokens in each
+    assert traced == ["core", "coda"]
+    assert [nap.tokens_left for nap in stages] == list(range(24, -1, -3))
+
+
+def test_a_nap_reads_no_further_than_its_longest_row():
+    """A short nap is short, and what remains of it is known beforehand."""
+    state = ragged_evening(TINY)  # of 6, 2 and 5 tokens
+    for chosen, tokens in (([True] * 3, 6), ([False, True, False], 2), ([False] * 3, 0)):
+        nap = sleepnet.begin_sleep(state, config=TINY, rows_B=np.array(chosen))
+        assert nap.tokens_left == (TINY.passes - 1) * tokens
+        assert nap.done == (tokens == 0)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, L + 1, 2.0, True, None])
+def test_slices_that_cannot_be_are_refused(tokens):
+    """With the range that is allowed."""
+    nap = sleepnet.begin_sleep(ragged_evening(TINY), config=TINY)
+    with pytest.raises(ValueError, match=rf"a whole number in 1..{L} .*; got {tokens}"):
+        sleepnet.continue_sleep(params(TINY), nap, config=TINY, tokens=tokens)
+
+
+def test_a_nap_ends_once_and_not_before():
+    """Neither further slices nor an early commit; the message says what to do instead."""
+    begun, *_, last = naps(TINY, ragged_evening(TINY), L)
+    with pytest.raises(ValueError, match=r"read 0 of 12 tokens: `continue_sleep` until"):
+        sleepnet.finish_sleep(begun, config=TINY)
+    with pytest.raises(ValueError, match=r"the nap is done: commit it by `finish_sleep`"):
+        sleepnet.continue_sleep(params(TINY), last, config=TINY, tokens=L)
+
+
+def test_a_nap_belongs_to_its_config():
+    """As a state does, from its beginning to its end."""
+    state, other = ragged_evening(TINY), dataclasses.replace(TINY, window=L + 1)
+    *_, nap = naps(TINY, state, L)
+    for call in (
+        lambda: sleepnet.begin_sleep(state, config=other),
+        lambda: sleepnet.continue_sleep(params(other), nap, config=other, tokens=1),
+        lambda: sleepnet.finish_sleep(nap, config=SLIDING),
+    ):
+        with pytest.raises(ValueError, match="the state was made for another config"):
+            call()
+    with pytest.raises(ValueError, match="1 or more; got 0"):
+        sleepnet.begin_sleep(state, config=TINY, passes=0)
+    with pytest.raises(ValueError, match=r"rows_B must be bool of shape \(3,\)"):
+        sleepnet.begin_sleep(state, config=TINY, rows_B=[1, 0])
