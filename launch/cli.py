@@ -10,7 +10,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sleepnet.config import ConfigError, ExperimentConfig, from_dict, nearest
+from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, from_dict, nearest
 from sleepnet.storage import StorageError
 
 USER_ERRORS = (ConfigError, StorageError)
@@ -62,6 +62,18 @@ def _check_splits(task):
             task.example(split, 0)
         except ValueError as error:
             raise ConfigError(f"task: {error}") from None
+
+
+def check_backend(model: ModelConfig):
+    """Raises ConfigError for a kernel that is not for this machine's devices."""
+    import jax
+
+    platform = jax.default_backend()
+    if model.backend == "pallas" and platform != "tpu":
+        raise ConfigError(
+            f"model.backend='pallas' is a kernel for TPU, and this machine's devices are "
+            f"{platform}; allowed here: xla"
+        )
 
 
 def _with_model(sections: dict, vocab_size: int) -> dict:

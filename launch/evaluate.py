@@ -35,6 +35,7 @@ def main(_):
 
 def _evaluate(workdir: pathlib.Path, passes: tuple[int, ...] | None) -> dict:
     config = record.widen(load_config(workdir), passes, _EXAMPLES.value)
+    cli.check_backend(config.model)
     params, step = load_params(workdir, _STEP.value)
     found = record.find(workdir, config, step, latency=_LATENCY.value)
     if found and not _AGAIN.value:

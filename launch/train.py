@@ -32,6 +32,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 def main(_):
     stop = _StopOnSignal()
     config = cli.experiment_config(_CONFIG.value)
+    cli.check_backend(config.model)
     workdir = pathlib.Path(_WORKDIR.value)
     from sleepnet.training import loop  # heavy imports only once the config is known to be good
 

@@ -21,12 +21,14 @@ RULES = ("gated_delta", "delta", "gated_hebbian", "hebbian")
 EVICTIONS = ("hard", "sliding")
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
+BACKENDS = ("xla", "pallas")
 REMAT_LEVELS = ("window", "pass", "block")
 CONV_INITS = ("identity", "uniform")
 MLPS = ("gelu", "swiglu")
 SCHEDULES = ("constant", "cosine")
 MAX_SEED = 2**63 - 1
 MAX_CHUNK = 1024  # beyond it, sums of strong decays are no longer exact
+KERNEL_CHUNKS = (16, 32, 64, 128)  # of the TPU kernel, whose tiles of bfloat16 have 16 rows
 
 
 FOLLOWS: Any = None  # the default of a field that is set from others when the config is made
@@ -93,6 +95,7 @@ class ModelConfig:
     matmul_precision: str = "default"  # of all other products
 
     # Compilation.
+    backend: str = "xla"  # of the rule over several tokens on one device; "pallas": a TPU kernel
     remat: str = "none"  # what backward recomputes: "window", "pass", "block", or several by "+"
     unroll: bool = False  # write loops over blocks, passes and windows out: small models run faster
 
@@ -111,6 +114,7 @@ class ModelConfig:
         _one_of(self, "param_dtype", DTYPES)
         _one_of(self, "compute_dtype", DTYPES)
         _one_of(self, "matmul_precision", PRECISIONS)
+        _one_of(self, "backend", BACKENDS)
         _one_of(self, "beta_max", (1.0, 2.0))
         _range(self, "init_decay_rate", low=1e-3)  # its logarithm is taken
         _range(self, "init_timestep", low=0.01)  # smaller steps round to dead heads in bfloat16
@@ -133,6 +137,8 @@ class ModelConfig:
             if self.chunk & (self.chunk - 1):
                 near = 1 << (self.chunk.bit_length() - 1)
                 raise ConfigError(f"chunk must be a power of two, such as {near}; got {self.chunk}")
+            if self.backend == "pallas":
+                check_kernel_chunk(self.chunk)
         unknown = self.remat_levels - set(REMAT_LEVELS)
         if unknown:
             alone = ("none",) if len(self.remat_levels) == 1 else ()
@@ -157,6 +163,16 @@ class ModelConfig:
     def num_blocks(self) -> int:
         """Blocks in prelude, core and coda together."""
         return sum(len(letters) for letters in split_pattern(self.pattern).values())
+
+
+def check_kernel_chunk(chunk: int):
+    """Raises ConfigError for tokens per chunk that the TPU kernel does not take."""
+    if chunk not in KERNEL_CHUNKS:
+        near = min(KERNEL_CHUNKS, key=lambda size: abs(size - chunk))
+        raise ConfigError(
+            f"chunk: backend='pallas' takes {', '.join(map(str, KERNEL_CHUNKS))}; got {chunk}; "
+            f"the nearest is {near}"
+        )
 
 
 def split_pattern(pattern: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ mutable collections. `past` is what the block goes on from, `written` what its t
 it never holds the past, so the caller decides what to keep.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -13,7 +14,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from sleepnet.config import ModelConfig
-from sleepnet.ops import device_scan, gated_delta, norm, rope, short_conv, window_attention
+from sleepnet.ops import (
+    device_scan,
+    gated_delta,
+    gated_delta_tpu,
+    norm,
+    rope,
+    short_conv,
+    window_attention,
+)
 from sleepnet.types import AttentionCache, DeltaCache, Span
 
 
@@ -110,16 +119,12 @@ class DeltaBlock(_Shell):
             )
             out = out[:, None]
         else:
-            out, state = gated_delta.chunked(
-                q,
-                k,
-                v,
-                g_BTH,
-                beta_BTH,
-                past.state,
-                rule=rule,
-                chunk=config.chunk,
-                group=config.chunk_group,
+            if config.backend == "pallas":
+                chunked = gated_delta_tpu.chunked
+            else:
+                chunked = functools.partial(gated_delta.chunked, group=config.chunk_group)
+            out, state = chunked(
+                q, k, v, g_BTH, beta_BTH, past.state, rule=rule, chunk=config.chunk
             )
         out = self.normalise("out_norm", out, V).reshape(B, T, H * V)
         out = out * nn.silu(self.project("gate", h, H * V))

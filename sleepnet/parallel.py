@@ -113,6 +113,10 @@ def _plan(config: ModelConfig, state: WakeState, T: int, devices, axis):
         "sleep of %d rows of %d tokens over %d of %d devices along %s",
         rows, T, len(devices), asked, axis,
     )  # fmt: skip
+    if config.backend == "pallas" and axis == "window" and len(devices) > 1:
+        _log.warning(
+            "the kernel of backend='pallas' is for one device: along window XLA's form runs"
+        )
     return devices, axis
 
 

@@ -21,12 +21,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from sleepnet.config import choices
+from sleepnet.config import KERNEL_CHUNKS, check_kernel_chunk, choices
 from sleepnet.ops import chunks, gated_delta
 from sleepnet.ops.exact import einsum
 
 DTYPES = ("float32", "bfloat16")
-CHUNKS = (16, 32, 64, 128)  # a tile of bfloat16 has 16 rows
+CHUNK = 64  # tokens of a chunk, if the caller has no wish
 HEADS = 8  # per grid step: enough independent products to keep the matrix unit busy
 BLOCK = 16  # rows of the triangular system that are solved without the matrix unit
 LANES = 128
@@ -47,7 +47,8 @@ def chunked(
     """`gated_delta.chunked` by the TPU kernel, to the same arguments and results.
 
     Args:
-      chunk: tokens per chunk, one of `CHUNKS`; by default the form chooses.
+      chunk: tokens per chunk, one of `config.KERNEL_CHUNKS`; by default `CHUNK`, or the
+        least that holds all tokens.
       interpret: run the kernel's operations one by one on any platform, to check its numbers.
 
     Raises:
@@ -56,7 +57,8 @@ def chunked(
     """
     _check(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, chunk)
     state = chunks.initial(k_BTHK, v_BTHV, state_BHKV)
-    size = chunk or max(chunks.chunk_size(v_BTHV.shape[1]), CHUNKS[0])
+    fitting = [size for size in KERNEL_CHUNKS if size >= v_BTHV.shape[1]]
+    size = chunk or min([*fitting, CHUNK])
     form = functools.partial(_with_gradient, rule, size, interpret)
     return form(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state)
 
@@ -66,12 +68,8 @@ def _check(q, k, v, g, beta, chunk):
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype.name not in DTYPES:
             raise ValueError(choices(f"dtype of {name}", x.dtype.name, DTYPES))
-    if chunk not in (None, *CHUNKS):
-        near = min(CHUNKS, key=lambda size: abs(size - chunk))
-        raise ValueError(
-            f"chunk must be one of {', '.join(map(str, CHUNKS))} for the TPU kernel; "
-            f"got {chunk}; the nearest is {near}"
-        )
+    if chunk is not None:
+        check_kernel_chunk(chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -1,0 +1,145 @@
+"""What the TPU compiler makes of the rule, of a wake step and of a sleep over all devices: compiled
+for these topologies on a machine without a TPU, never run on one.
+
+The rule: q, k and v in bfloat16, 1 x 8192 tokens, 16 heads of 128, chunks of 64; XLA's form, and
+the kernel of backend="pallas". Wake: one token for each of 64 rows, its state donated; sleep: one
+sleep of 3 passes of one window, under pmap along the window; both 54 million parameters, windows of
+256 tokens a device, bfloat16. Memory is per device and beside the arguments. FLOPs and bytes are
+XLA's `cost_analysis`, with the kernel's own account of itself; XLA takes the body of a loop once,
+so that for all but the kernel they are lower bounds, and it counts what a fusion reads though it
+may be on the chip. The least time is that of these counts at the rates of Google's data sheets.
+Collectives of a sleep, with the bytes of their results, are read from the compiled program.
+"""
+
+import collections
+import dataclasses
+import functools
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+import sleepnet
+from launch.suites import Options
+from sleepnet import parallel
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.evaluation.programs import Program
+from sleepnet.ops import gated_delta, gated_delta_tpu
+from sleepnet.sleep import at_dusk
+
+RULE_TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:4x4")
+MODEL_TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v6e:4x4")
+RULE_SHAPE = (1, 8192, 16, 128)
+CHUNK = 64
+ROWS, PASSES, TOKENS_PER_DEVICE = 64, 3, 256
+MODEL = ModelConfig(
+    vocab_size=8192, pattern="AG" * 7, d_model=512, window=256, num_heads=8, chunk=CHUNK,
+    compute_dtype="bfloat16",
+)  # fmt: skip
+# bfloat16 FLOPs and bytes of HBM per second of one chip.
+RATES = {"v5e": (197e12, 819e9), "v5p": (459e12, 2765e9), "v6e": (918e12, 1640e9)}
+
+
+def run(options: Options) -> dict:
+    del options  # nothing is repeated
+    rows = [{"topology": name, **row} for name in RULE_TOPOLOGIES for row in _rule_rows(name)]
+    for name in MODEL_TOPOLOGIES:
+        rows += [{"topology": name, **_wake_row(name)}, {"topology": name, **_sleep_row(name)}]
+    return {"rows": rows}
+
+
+@functools.cache
+def topology(name: str):
+    """Of TPUs that are not here.
+
+    Raises:
+      ConfigError: the TPU compiler is not installed.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks for this machine's own TPU, for minutes
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except Exception as error:  # of several kinds, from several libraries
+        raise ConfigError(
+            f"--suite=tpu: {name} needs the TPU compiler: pip install -e '.[tpu]' ({error})"
+        ) from error
+
+
+def _rule_rows(name):
+    B, T, H, K = RULE_SHAPE
+    x, gate, state = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (
+            (RULE_SHAPE, jnp.bfloat16), ((B, T, H), jnp.float32), ((B, H, K, K), jnp.float32),
+        )
+    )  # fmt: skip
+    for form, rule in (("xla", gated_delta.chunked), ("pallas", gated_delta_tpu.chunked)):
+        compiled, seconds = _compile(
+            jax.jit(functools.partial(rule, chunk=CHUNK)), name, x, x, x, gate, gate, state
+        )
+        yield {"program": "rule", "form": form, **_about(compiled, seconds, name)}
+
+
+def _wake_row(name):
+    wake = functools.partial(sleepnet.wake, config=MODEL, logits="last")
+    params, state = _shapes(MODEL, ROWS)
+    tokens = jax.ShapeDtypeStruct((ROWS, 1), jnp.int32)
+    compiled, seconds = _compile(jax.jit(wake, donate_argnums=1), name, params, state, tokens)
+    return {"program": "wake", "form": "xla", **_about(compiled, seconds, name)}
+
+
+def _sleep_row(name):
+    devices = tuple(topology(name).devices)
+    config = dataclasses.replace(MODEL, window=TOKENS_PER_DEVICE * len(devices))
+    params, state = _shapes(config, 1)
+    dusk = jax.eval_shape(at_dusk, state)
+    features = state.window.features_BLD
+    parts = jax.ShapeDtypeStruct(
+        (len(devices), 1, TOKENS_PER_DEVICE, config.d_model), features.dtype
+    )
+    began = time.perf_counter()
+    spread = parallel.refine_over_window(config, PASSES, devices)
+    compiled = spread.lower(params, dusk, parts).compile()
+    found = collections.Counter()
+    for kind, size in Program(compiled).collectives:
+        found[kind, size] += 1
+    return {
+        "program": f"sleep over {len(devices)}",
+        "form": "xla",
+        **_about(compiled, time.perf_counter() - began, name),
+        "collectives": "; ".join(
+            f"{count} {kind} of {size / 1e6:.3g} MB"
+            for (kind, size), count in sorted(found.items())
+        ),
+    }
+
+
+def _shapes(config, rows):
+    return jax.eval_shape(
+        lambda: (
+            sleepnet.init_params(config, jax.random.key(0)), sleepnet.init_state(config, rows),
+        )
+    )  # fmt: skip
+
+
+def _compile(function, name, *shapes):
+    place = SingleDeviceSharding(topology(name).devices[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    began = time.perf_counter()
+    return function.lower(*shapes).compile(), time.perf_counter() - began
+
+
+def _about(compiled, seconds, name):
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    flops_per_s, bytes_per_s = RATES[name.split(":")[0]]
+    flops, moved = cost["flops"], cost["bytes accessed"]
+    return {
+        "compiled in s": seconds,
+        "arguments MB": memory.argument_size_in_bytes / 1e6,
+        "temporary MB": memory.temp_size_in_bytes / 1e6,
+        "GFLOP": flops / 1e9,
+        "HBM MB": moved / 1e6,
+        "least ms": 1e3 * max(flops / flops_per_s, moved / bytes_per_s),
+    }
