@@ -45,16 +45,22 @@ class Program:
 
     @functools.cached_property
     def collectives(self) -> list[tuple[str, int]]:
-        """(kind, bytes of the result) of every collective, as often as it runs."""
-        found = []
+        """(kind, bytes of the result) of every collective, as often as it runs.
+
+        On TPU one that overlaps with products is written in each of the fusions that it spans:
+        its channel tells that it is the same.
+        """
+        found, homes = [], {}
         for name, trips in self._visits(self.entry):
             for line in self.computations[name]:
                 match = _INSTRUCTION.match(line)
                 kind = re.sub("-start$", "", match[5]) if match else None
                 if match and kind in _COLLECTIVES:
+                    channel = _found(r"channel_id=(\d+)", line)
                     shapes = _SHAPE.findall(match[2])
                     sizes = [_DTYPE_BYTES[t] * math.prod(_dimensions(d)) for t, d in shapes]
-                    found += [(kind, max(sizes))] * trips
+                    if homes.setdefault((kind, channel, max(sizes)), name) == name:
+                        found += [(kind, max(sizes))] * trips
         return found
 
     def _visits(self, name, trips=1):
@@ -63,10 +69,21 @@ class Program:
         for line in self.computations[name]:
             body = re.search(r"body=%?([\w.-]+)", line)
             if body:
-                count = int(_found(r'known_trip_count":\{"n":"(\d+)"', line))
-                yield from self._visits(body[1], trips * count)
+                yield from self._visits(body[1], trips * self._trip_count(line))
             for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", line):
                 yield from self._visits(called, trips)
+
+    def _trip_count(self, loop):
+        known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop)
+        if known:
+            return int(known[1])
+        # XLA for TPU leaves the count to the condition: from zero up to a constant.
+        condition = "\n".join(self.computations[_found(r"condition=%?([\w.-]+)", loop)])
+        _found(r"ROOT .* compare\(.*direction=(LT)", condition)
+        constants = re.findall(r" s32\[\]\S* constant\((\d+)\)", condition)
+        if len(constants) != 1:
+            raise ValueError(f"cannot read this condition of a loop: {condition}")
+        return int(constants[0])
 
     def _dot_flops(self, name):
         shapes, flops = {}, 0
