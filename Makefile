@@ -14,7 +14,7 @@ TRAIN = NPROC=1 $(BIN)/python -m launch.train
 export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(RUNS))/.jax_cache
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow check format results benchmark peers environment clean
+.PHONY: demo test test-slow check format results benchmark benchmark-tpu peers environment clean
 
 demo: $(VENV)/.installed  ## Train depo_small without sleep (N = 1) and with it (N = 4), and compare.
 	@$(MAKE) --no-print-directory -j2 $(DEMO)/n1 $(DEMO)/n4
@@ -48,10 +48,22 @@ $(DEPO_RUNS) $(RULE110_RUNS): $(RESULTS)/%: $(VENV)/.installed
 
 # The figures of experiments/results/BENCHMARKS.md.
 BENCHMARK = $(BIN)/python -m launch.benchmark --out=experiments/results --environments=$(PEERS)
-benchmark: $(VENV)/.installed peers  ## Speed of every part, beside its peers (half an hour).
-	$(BENCHMARK) --suite=rule --peer=transformers --peer=ejkernel --peer=scan
+benchmark: $(VENV)/.installed peers  ## Speed of every part, beside its peers (an hour).
+	NPROC=1 $(BENCHMARK) --suite=rule --peer=transformers --peer=ejkernel --peer=scan --repeats=5
+	NPROC=1 $(BENCHMARK) --suite=wake
 	NPROC=1 $(BENCHMARK) --suite=sleep
 	NPROC=1 $(BENCHMARK) --suite=train
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BENCHMARK) --suite=devices
+
+# The TPU compiler stays out of the environment of everything else.
+TPU ?= .venv-tpu
+benchmark-tpu: $(TPU)/.installed  ## What compiles for TPUs, on a machine without one (ten minutes).
+	JAX_PLATFORMS=cpu $(TPU)/bin/python -m launch.benchmark --out=experiments/results --suite=tpu
+$(TPU)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TPU)
+	$(TPU)/bin/python -m pip install --quiet --upgrade pip
+	$(TPU)/bin/python -m pip install --quiet --editable '.[tpu]' --constraint $(CONSTRAINTS)
+	@touch $@
 
 # Other implementations, for comparison; their versions are those in launch/peers/*.txt.
 PEERS ?= .venv-peers

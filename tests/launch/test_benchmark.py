@@ -5,13 +5,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import minds
 import numpy as np
 import pytest
 
 import sleepnet
 from launch import peers
-from launch.suites import Options, report, rule, sleep
+from launch.suites import Options, devices, report, rule, sleep, tpu, wake
+from sleepnet.config import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPE = (1, 24, 2, 8)
@@ -120,6 +122,47 @@ def test_a_sleep_is_held_against_the_prefills_that_it_repeats(monkeypatch):
     assert (one["N"], four["N"], slices["N"], slices["slice"]) == (1, 4, 4, 4)
     assert slices["/ one piece"][0] == pytest.approx(slices["ms"] / four["ms"])
     assert 0 < slices["longest slice ms"] < slices["ms"]
+
+
+def test_a_token_is_held_against_what_it_must_move(monkeypatch):
+    """Parameters but the embedding once, fast weights twice, keys and values once."""
+    config = sleepnet.ModelConfig(
+        vocab_size=4, pattern="AG", d_model=4, num_heads=1, window=6, param_dtype="float32"
+    )
+    params, B = minds.params(config), 2
+    total = sum(x.nbytes for x in jax.tree.leaves(params))
+    moved = wake.token_bytes(params, sleepnet.init_state(config, B))
+    assert moved == total - 4 * 4 * 4 + B * 4 * (2 * 4 * 4 + 2 * 6 * 4)
+    monkeypatch.setattr(sleepnet, "init_params", lambda config, key: params)
+    monkeypatch.setattr(wake, "CONFIG", config)
+    monkeypatch.setattr(wake, "AGES", {B: (1, 3)})
+    young, old = wake.run(Options(repeats=2))["rows"]
+    assert (young["windows lived"], old["windows lived"]) == (1, 3)
+    assert old["/ age 1"][0] == pytest.approx(old["decoder ms"] / young["decoder ms"])
+    bound_ms = young["of read bound"] * young["decoder ms"]
+    assert bound_ms >= moved / young["read GB/s"] / 1e6 * 0.999
+
+
+def test_devices_share_the_rule():
+    """On the tests' eight: less than two fair shares each, one message, the same last state."""
+    (row, sleep_row) = devices.run(Options(repeats=1, shapes=((1, 2048, 1, 64),)))["rows"]
+    assert row["P"] == jax.local_device_count()
+    assert 1 < row["device / share"] < 2
+    assert sleep_row["device / share"] < 1.1
+    for each in (row, sleep_row):
+        assert each["largest difference"] < 1e-5
+        assert each["same bits"] == "True"
+    with pytest.raises(ConfigError, match="T must be a multiple of 512; got 100"):
+        devices.run(Options(repeats=1, shapes=((1, 100, 1, 64),)))
+
+
+def test_without_the_tpu_compiler_its_suite_says_what_to_install(monkeypatch):
+    def missing(**_):
+        raise RuntimeError("JAX TPU support not installed")
+
+    monkeypatch.setattr(tpu.topologies, "get_topology_desc", missing)
+    with pytest.raises(ConfigError, match=r"--suite=tpu: v5e:2x2 .* pip install -e '\.\[tpu\]'"):
+        tpu.run(Options(repeats=1))
 
 
 def benchmark(*arguments):
