@@ -34,7 +34,7 @@ class Decoder:
     def __init__(self, params, state: WakeState, *, config: ModelConfig):
         cache.check_state(config, state)
         self._config, self._stacked_params = config, params
-        self._params = _unstack_params(params)
+        self._params = unstack_params(params)
         self._take(state)
 
     @property
@@ -73,7 +73,7 @@ class Decoder:
                 f"token id {tokens_B[row]} in row {row} is outside the vocabulary: "
                 f"ids lie in 0..{self._config.vocab_size - 1}"
             )
-        logits_BY, self._state = _step(
+        logits_BY, self._state = step(
             self._params, self._state, tokens_B[:, None], config=self._config
         )
         self._length_B = self._length_B + 1
@@ -88,12 +88,13 @@ class Decoder:
         )
 
     def _take(self, state: WakeState):
-        self._state = _unstack_state(state)
+        self._state = unstack_state(state)
         self._length_B = np.array(state.window.length_B)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
-def _step(params, state, tokens_BT, *, config):
+def step(params, state, tokens_BT, *, config):
+    """What a decoder runs: `wake` of one token, of what the unstacking functions return."""
     # Written out, a layer of the stack made here is the buffer it was made from, to the compiler.
     written_out = dataclasses.replace(config, unroll=True)
     logits_BY, state = wake(
@@ -103,14 +104,16 @@ def _step(params, state, tokens_BT, *, config):
 
 
 @jax.jit
-def _unstack_params(params):
+def unstack_params(params):
+    """Every layer in arrays of its own."""
     return {
         name: jax.tree.map(list, part) if name in PARTS else part for name, part in params.items()
     }
 
 
 @jax.jit
-def _unstack_state(state: WakeState):
+def unstack_state(state: WakeState):
+    """Every layer in arrays of its own."""
     return _apart(state)
 
 

@@ -87,7 +87,7 @@ def test_another_configs_state_is_refused():
 def test_one_program_reads_all_tokens():
     """Compiled once, whatever the tokens, fill levels and sleeps."""
     config = dataclasses.replace(TINY, vocab_size=HARD.vocab_size + 1)  # of this test alone
-    before = decode._step._cache_size()
+    before = decode.step._cache_size()
     decoder = sleepnet.Decoder(
         sleepnet.init_params(config, jax.random.key(0)),
         sleepnet.init_state(config, B), config=config,
@@ -96,7 +96,7 @@ def test_one_program_reads_all_tokens():
         for token in range(L):
             decoder.wake(np.full(B, token))
         decoder.sleep()
-    assert decode._step._cache_size() == before + 1
+    assert decode.step._cache_size() == before + 1
 
 
 def test_a_token_is_written_in_place():
@@ -107,12 +107,12 @@ def test_a_token_is_written_in_place():
     )
     shapes = jax.eval_shape(
         lambda: (
-            decode._unstack_params(sleepnet.init_params(config, jax.random.key(0))),
-            decode._unstack_state(sleepnet.init_state(config, 2)),
+            decode.unstack_params(sleepnet.init_params(config, jax.random.key(0))),
+            decode.unstack_state(sleepnet.init_state(config, 2)),
         )
     )
     tokens = jax.ShapeDtypeStruct((2, 1), np.int32)
-    memory = decode._step.lower(*shapes, tokens, config=config).compile().memory_analysis()
+    memory = decode.step.lower(*shapes, tokens, config=config).compile().memory_analysis()
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[1]))
     one_layers_keys = 2 * config.window * config.d_model * np.dtype(np.float32).itemsize
     assert memory.alias_size_in_bytes >= state_bytes
