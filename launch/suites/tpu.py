@@ -2,13 +2,14 @@
 for these topologies on a machine without a TPU, never run on one.
 
 The rule: q, k and v in bfloat16, 1 x 8192 tokens, 16 heads of 128, chunks of 64; XLA's form, and
-the kernel of backend="pallas". Wake: a `Decoder`'s token for each of 64
-rows; sleep: one sleep of 3 passes of one window, under pmap along the window; both 54 million
-parameters, windows of 256 tokens a device, bfloat16. Memory is per device and beside the arguments. FLOPs and bytes are
-XLA's `cost_analysis`, with the kernel's own account of itself; XLA takes the body of a loop once,
-so that for all but the kernel they are lower bounds, and it counts what a fusion reads though it
-may be on the chip. The least time is that of these counts at the rates of Google's data sheets.
-Collectives of a sleep, with the bytes of their results, are read from the compiled program.
+the kernel of backend="pallas". Wake: a token of a `Decoder` for each of 64 rows. Sleep: 3 passes of
+one window, under pmap along the window. Both have 54 million parameters, windows of 256 tokens a
+device, bfloat16. Memory is per device; temporary is what lies beside arguments and results. FLOPs
+and bytes are XLA's `cost_analysis`, with the kernel's own account of itself. XLA takes the body of
+a loop once, so that the loops of the rule's XLA form and of a sleep are counted too low; and it
+takes an array that is updated in place as read and written whole, so that wake is counted too high.
+The least time is that of these counts at the rates of Google's data sheets. Collectives of a sleep,
+with the bytes of their results, are read from the compiled program.
 """
 
 import collections
