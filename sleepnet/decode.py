@@ -17,7 +17,7 @@ from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.sleep import sleep
 from sleepnet.types import Array, WakeState
-from sleepnet.wake import wake
+from sleepnet.wake import check_tokens, wake
 
 
 class Decoder:
@@ -57,25 +57,17 @@ class Decoder:
           float32 logits_BY that predict the next.
 
         Raises:
-          ValueError: tokens that do not fit, or a row without room; the state is as before.
+          ValueError: tokens that are not one id of the vocabulary per row, or a row without room;
+            the state is as before.
         """
         tokens_B = np.asarray(tokens_B)
         if tokens_B.shape != self._length_B.shape:
-            raise ValueError(f"tokens must have shape {self._length_B.shape}; got {tokens_B.shape}")
-        for row in np.flatnonzero(self.room_B < 1):
             raise ValueError(
-                f"row {row} holds {self._length_B[row]} of {self._config.window} tokens and has "
-                f"no room: call sleep first"
+                f"a call takes one token per row, of shape {self._length_B.shape}; "
+                f"got {tokens_B.shape}"
             )
-        wrong = (tokens_B < 0) | (tokens_B >= self._config.vocab_size)
-        for row in np.flatnonzero(wrong):
-            raise ValueError(
-                f"token id {tokens_B[row]} in row {row} is outside the vocabulary: "
-                f"ids lie in 0..{self._config.vocab_size - 1}"
-            )
-        logits_BY, self._state = step(
-            self._params, self._state, tokens_B[:, None], config=self._config
-        )
+        tokens_BT, _ = check_tokens(self._config, self._length_B, tokens_B[:, None])
+        logits_BY, self._state = step(self._params, self._state, tokens_BT, config=self._config)
         self._length_B = self._length_B + 1
         return logits_BY
 

@@ -103,7 +103,11 @@ def check_call(config: ModelConfig, state: WakeState, tokens_BT, length_B=None):
       ValueError: they do not.
     """
     cache.check_state(config, state)
-    filled_B = state.window.length_B
+    return check_tokens(config, state.window.length_B, tokens_BT, length_B)
+
+
+def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
+    """`check_call` without a look at the state: rows hold `filled_B` tokens."""
     if not hasattr(tokens_BT, "dtype"):
         tokens_BT = np.asarray(tokens_BT)
     if np.ndim(tokens_BT) != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):

@@ -59,15 +59,16 @@ def test_a_refused_token_changes_nothing():
     before = jax.tree.map(np.array, decoder.state)
     vocab_size = TINY.vocab_size
     for tokens, complaint in (
-        ([1, 2, 3], f"row 2 holds {L} of {L} tokens .* sleep first"),
+        ([1, 2, 3], f"row 2 holds {L} of {L} tokens .* then sleep"),
         ([1, 2], r"shape \(3,\); got \(2,\)"),
+        ([1.0, 2.0, 3.0], "whole numbers .* float64"),
     ):
         with pytest.raises(ValueError, match=complaint):
             decoder.wake(tokens)
     decoder.sleep(rows_B=np.array([False, False, True]))
     slept = jax.tree.map(np.array, decoder.state)
     with pytest.raises(
-        ValueError, match=rf"token id {vocab_size} in row 1 .* 0\.\.{vocab_size - 1}"
+        ValueError, match=rf"token id {vocab_size} in row 1, place 0 .* 0\.\.{vocab_size - 1}"
     ):
         decoder.wake([0, vocab_size, 0])
     jax.tree.map(np.testing.assert_array_equal, decoder.state, slept)

@@ -1,7 +1,7 @@
 """Sleep behind a full wake window, in ratio to one prefill of that window, float32.
 
-The wake pass is the first of the N, so a sleep should cost N - 1 prefills; "of a window" is
-`wake` of all its tokens without logits. With N = 1 a sleep is the eviction alone, and its ratio
+The wake pass is the first of the N, so a sleep should cost N - 1 prefills; a prefill is `wake` of
+all tokens of the window without logits. With N = 1 a sleep is the eviction alone, and its ratio
 that to one prefill. A prelude runs in the prefill only; a coda once per sleep.
 
 Slices are those of `begin_sleep`, `continue_sleep` and `finish_sleep`, each waited for before the
