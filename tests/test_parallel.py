@@ -124,6 +124,17 @@ def test_the_axis_is_chosen_by_shape_and_logged(caplog):
     assert logged(caplog, 1, devices=2)[0] == "INFO"
 
 
+def test_the_kernel_for_one_device_is_left_aside_with_a_word(caplog):
+    """Along the window XLA's form runs in place of the TPU kernel; the log says so."""
+    config = dataclasses.replace(TINY, backend="pallas", chunk=16)
+    _, _, _, state = lived(TINY)
+    with caplog.at_level("WARNING", logger=parallel.__name__):
+        spread = parallel.sleep(params(TINY), state, config=config, devices=2, axis="window")
+    assert "backend='pallas' is for one device" in caplog.text
+    expected = sleepnet.sleep(params(TINY), state, config=TINY)
+    assert_agree(spread.fast_weights, expected.fast_weights)
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
