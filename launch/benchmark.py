@@ -26,7 +26,7 @@ _ENVIRONMENTS = flags.DEFINE_string(
     "environments", ".venv-peers", "Where `make peers` put the peers' Python environments."
 )
 _SHAPES = flags.DEFINE_list(
-    "shapes", [], "For --suite=rule: BxTxHxD with D = K = V, such as 1x4096x8x128; all by default."
+    "shapes", [], "Of the rule, BxTxHxD with D = K = V, such as 1x4096x8x128; by default several."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 15, "Timed calls of each variant.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "runs", "Folder for the figures.")
@@ -40,6 +40,7 @@ def main(_):
         environments=pathlib.Path(_ENVIRONMENTS.value),
     )
     suite = importlib.import_module(f"launch.suites.{_SUITE.value}")
+    _check_heeded(suite.TAKES)
     try:
         measured = suite.run(options)
     except peers.PeerError as error:
@@ -57,6 +58,15 @@ def main(_):
     records = [storage.read_json(path) for path in sorted((out / "benchmarks").glob("*.json"))]
     storage.write_atomic(out / "BENCHMARKS.md", report.page(records, _OUT.value))
     print(report.section(record))
+
+
+def _check_heeded(takes: tuple[str, ...]):
+    for flag, option in ((_PEERS, "peers"), (_SHAPES, "shapes"), (_REPEATS, "repeats")):
+        if flag.present and option not in takes:
+            raise ConfigError(
+                f"--{flag.name}: --suite={_SUITE.value} does not take it; leave it out, "
+                f"or take --suite=rule"
+            )
 
 
 def _shape(text: str) -> Shape:

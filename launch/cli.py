@@ -64,12 +64,19 @@ def _check_splits(task):
             raise ConfigError(f"task: {error}") from None
 
 
-def check_backend(model: ModelConfig):
-    """Raises ConfigError for a kernel that is not for this machine's devices."""
+def has_backend(model: ModelConfig) -> bool:
+    """Whether this machine's devices take the kernels that were chosen."""
     import jax
 
-    platform = jax.default_backend()
-    if model.backend == "pallas" and platform != "tpu":
+    return model.backend != "pallas" or jax.default_backend() == "tpu"
+
+
+def check_backend(model: ModelConfig):
+    """Raises ConfigError for a kernel that is not for this machine's devices."""
+    if not has_backend(model):
+        import jax
+
+        platform = jax.default_backend()
         raise ConfigError(
             f"model.backend='pallas' is a kernel for TPU, and this machine's devices are "
             f"{platform}; allowed here: xla"

@@ -23,7 +23,8 @@ from sleepnet.wake import check_tokens, wake
 class Decoder:
     """Minds that read one token per row and call, and sleep in between.
 
-    Compiled once for all tokens; nothing that it holds grows. Holds a copy of the parameters.
+    Compiled once for all tokens; nothing that it holds grows. Holds a copy of the parameters to
+    wake with, and the caller's own to sleep with.
 
     Args:
       params: from `init_params`.

@@ -5,7 +5,6 @@ mutable collections. `past` is what the block goes on from, `written` what its t
 it never holds the past, so the caller decides what to keep.
 """
 
-import functools
 import math
 
 import flax.linen as nn
@@ -119,13 +118,11 @@ class DeltaBlock(_Shell):
             )
             out = out[:, None]
         else:
-            if config.backend == "pallas":
-                chunked = gated_delta_tpu.chunked
-            else:
-                chunked = functools.partial(gated_delta.chunked, group=config.chunk_group)
-            out, state = chunked(
-                q, k, v, g_BTH, beta_BTH, past.state, rule=rule, chunk=config.chunk
-            )
+            form = gated_delta_tpu if config.backend == "pallas" else gated_delta
+            out, state = form.chunked(
+                q, k, v, g_BTH, beta_BTH, past.state,
+                rule=rule, chunk=config.chunk, group=config.chunk_group,
+            )  # fmt: skip
         out = self.normalise("out_norm", out, V).reshape(B, T, H * V)
         out = out * nn.silu(self.project("gate", h, H * V))
         x_BTD = x_BTD + self.project("out", out, config.d_model, into_residual=True)

@@ -4,7 +4,7 @@
 passes a few tokens at a time, in the way in which `wake` reads a window in pieces: a slice sees
 the keys and values that the slices before it wrote in this pass, and goes on from their fast
 weights. It takes nothing from its caller, and only `finish_sleep` commits: a nap that is dropped
-half-way never was.
+half-way never was. Meanwhile the rows that are awake may read on.
 """
 
 import dataclasses
@@ -27,22 +27,23 @@ from sleepnet.wake import at_hand
 class Nap:
     """A sleep in progress.
 
-    state: the minds that fell asleep, as they were.
-    window: theirs, as the passes rewrite it: keys, values, tails and working fast weights of the
-      pass in progress, and each token's features of the last pass that read it.
+    window: of the minds that fell asleep, as the passes rewrite it: keys, values, tails and
+      working fast weights of the pass in progress, and each token's features of the last pass
+      that read it.
     rows_B: the rows that sleep; None for all.
     pass_tokens, core_tokens, all_tokens, read_tokens: int32 scalars: of one pass (those of the
       longest row that sleeps), of all that run the core, of the whole sleep, and done. They are
       NumPy's, so that asking for them waits for no device.
+    config: static.
     """
 
-    state: WakeState
     window: WindowCache
     rows_B: Any
     pass_tokens: np.int32
     core_tokens: np.int32
     all_tokens: np.int32
     read_tokens: np.int32
+    config: ModelConfig = struct.field(pytree_node=False)
 
     @property
     def tokens_left(self) -> int:
@@ -62,8 +63,8 @@ def begin_sleep(
 
         nap = begin_sleep(state, config=config)
         while not nap.done:
-            nap = continue_sleep(params, nap, config=config, tokens=64)
-        state = finish_sleep(nap, config=config)
+            nap = continue_sleep(params, nap, tokens=64)
+        state = finish_sleep(nap, state)
 
     is `sleep(params, state, config=config)`, to float32 rounding. Nothing is computed here: the
     call only waits for the lengths of the rows, to read no further than the longest.
@@ -86,10 +87,10 @@ def begin_sleep(
     with_coda = passes > 1 and split_pattern(config.pattern)["coda"] != ""
     core_tokens = (passes - 1) * pass_tokens
     counts = (pass_tokens, core_tokens, core_tokens + with_coda * pass_tokens, 0)
-    return Nap(state, window, rows_B, *map(np.int32, counts))
+    return Nap(window, rows_B, *map(np.int32, counts), config=config)
 
 
-def continue_sleep(params, nap: Nap, *, config: ModelConfig, tokens: int) -> Nap:
+def continue_sleep(params, nap: Nap, *, tokens: int) -> Nap:
     """Reads the next `tokens` tokens of the pass in progress, or as many as it has left.
 
     Costs about `tokens` / L of a pass. Each size is compiled once for all slices of the core, and
@@ -101,9 +102,9 @@ def continue_sleep(params, nap: Nap, *, config: ModelConfig, tokens: int) -> Nap
       tokens: static, 1 to `config.window`; it may change from slice to slice.
 
     Raises:
-      ValueError: `tokens` out of its range, a nap that is done or was begun with another config.
+      ValueError: `tokens` out of its range, or a nap that is done.
     """
-    cache.check_state(config, nap.state)
+    config = nap.config
     whole = hasattr(tokens, "__index__") and not isinstance(tokens, bool)
     if not whole or not 1 <= tokens <= config.window:
         raise ValueError(
@@ -122,20 +123,42 @@ def continue_sleep(params, nap: Nap, *, config: ModelConfig, tokens: int) -> Nap
     return dataclasses.replace(nap, window=window, read_tokens=read_tokens)
 
 
-def finish_sleep(nap: Nap, *, config: ModelConfig) -> WakeState:
+def finish_sleep(nap: Nap, state: WakeState) -> WakeState:
     """Commits a nap that is done: what `sleep` returns.
 
+    Args:
+      state: the minds as they are now. The rows that sleep must be as the nap found them; the
+        others may have read on, and stay as they are.
+
     Raises:
-      ValueError: there are tokens left, or the nap was begun with another config.
+      ValueError: there are tokens left; or, where the values are at hand, a row that sleeps has
+        read or slept meanwhile.
     """
-    cache.check_state(config, nap.state)
+    cache.check_state(nap.config, state)
     if not nap.done:
         raise ValueError(
             f"the nap has read {nap.read_tokens} of {nap.all_tokens} tokens: `continue_sleep` "
             f"until it is done, or drop it and keep the state"
         )
+    _check_asleep(nap, state.window.length_B)
     fast_weights = cache.fast_weights_of(nap.window.blocks)
-    return commit(nap.state, fast_weights, nap.rows_B, config=config)
+    return commit(state, fast_weights, nap.rows_B, config=nap.config)
+
+
+def _check_asleep(nap: Nap, length_B):
+    found_B = nap.window.length_B
+    if found_B.shape != length_B.shape:
+        raise ValueError(
+            f"the nap is of {found_B.shape[0]} rows, and the state has {length_B.shape[0]}"
+        )
+    if not all(map(at_hand, (found_B, length_B, nap.rows_B))):
+        return
+    moved_B = np.asarray(found_B) != np.asarray(length_B)
+    for row in np.flatnonzero(moved_B if nap.rows_B is None else moved_B & nap.rows_B):
+        raise ValueError(
+            f"row {row} sleeps with {found_B[row]} tokens in its window, and the state now has "
+            f"{length_B[row]}: wake only the rows that are not in `rows_B`"
+        )
 
 
 def _awoken(state: WakeState, part):

@@ -26,13 +26,13 @@ def naps(config, state, *sizes, **options):
     for tokens in itertools.cycle(sizes):
         if nap.done:
             return
-        nap = sleepnet.continue_sleep(params(config), nap, config=config, tokens=tokens)
+        nap = sleepnet.continue_sleep(params(config), nap, tokens=tokens)
         yield nap
 
 
 def sleep_in_slices(config, state, *sizes, **options):
     *_, nap = naps(config, state, *sizes, **options)
-    return sleepnet.finish_sleep(nap, config=config)
+    return sleepnet.finish_sleep(nap, state)
 
 
 def sleep(config, state, **options):
@@ -76,7 +76,7 @@ def test_a_nap_of_one_pass_is_done_at_once(config):
     """N = 1 commits what the wake pass wrote; so does a nap, bit for bit."""
     state = ragged_evening(config)
     (nap,) = naps(config, state, 4, passes=1)
-    assert_identical(sleepnet.finish_sleep(nap, config=config), sleep(config, state, passes=1))
+    assert_identical(sleepnet.finish_sleep(nap, state), sleep(config, state, passes=1))
 
 
 @pytest.mark.parametrize("sizes", [(1,), (L,), (5, 1)], ids=str)
@@ -100,13 +100,13 @@ def test_an_unfinished_nap_changes_nothing(config):
     """Neither the caller's state nor any earlier stage: a nap can be dropped or forked anywhere."""
     state = ragged_evening(config)
     copy = jax.tree.map(np.array, state)
-    begun, *_, before, last = naps(config, state, 4)
+    *_, before, last = naps(config, state, 4)
     assert_identical(state, copy)
-    again = sleepnet.continue_sleep(params(config), before, config=config, tokens=4)
+    again = sleepnet.continue_sleep(params(config), before, tokens=4)
     assert_identical(again, last)
-    slept = sleepnet.finish_sleep(last, config=config)
-    *_, anew = naps(config, begun.state, 4)
-    assert_identical(sleepnet.finish_sleep(anew, config=config), slept)
+    slept = sleepnet.finish_sleep(last, state)
+    *_, anew = naps(config, state, 4)
+    assert_identical(sleepnet.finish_sleep(anew, state), slept)
 
 
 @both
@@ -173,29 +173,55 @@ def test_slices_that_cannot_be_are_refused(tokens):
     """With the range that is allowed."""
     nap = sleepnet.begin_sleep(ragged_evening(TINY), config=TINY)
     with pytest.raises(ValueError, match=rf"a whole number in 1..{L} .*; got {tokens}"):
-        sleepnet.continue_sleep(params(TINY), nap, config=TINY, tokens=tokens)
+        sleepnet.continue_sleep(params(TINY), nap, tokens=tokens)
 
 
 def test_a_nap_ends_once_and_not_before():
     """Neither further slices nor an early commit; the message says what to do instead."""
-    begun, *_, last = naps(TINY, ragged_evening(TINY), L)
+    state = ragged_evening(TINY)
+    begun, *_, last = naps(TINY, state, L)
     with pytest.raises(ValueError, match=r"read 0 of 12 tokens: `continue_sleep` until"):
-        sleepnet.finish_sleep(begun, config=TINY)
+        sleepnet.finish_sleep(begun, state)
     with pytest.raises(ValueError, match=r"the nap is done: commit it by `finish_sleep`"):
-        sleepnet.continue_sleep(params(TINY), last, config=TINY, tokens=L)
+        sleepnet.continue_sleep(params(TINY), last, tokens=L)
 
 
-def test_a_nap_belongs_to_its_config():
+@both
+def test_rows_that_are_awake_read_on_between_slices(config):
+    """Rows 1 and 2 sleep; row 0 reads a token after the first slice, and keeps it bit for bit."""
+    chosen, filled = np.array([False, True, True]), np.array([3, L, 2])
+    state = woken(config, state=minds.older(config), length_B=filled)[1]
+    begun, first, *_, last = naps(config, state, 4, rows_B=chosen)
+    assert not (begun.done or first.done)
+    _, later = woken(config, window=1, length_B=np.array([1, 0, 0]), state=state)
+    slept = sleepnet.finish_sleep(last, later)
+    assert np.asarray(slept.window.length_B).tolist() == [4, 0, 0]
+    assert_identical(slept, cache.select_states(chosen, sleepnet.finish_sleep(last, state), later))
+
+
+def test_a_row_that_sleeps_does_not_read():
+    """Nor sleep otherwise: what it has would be lost, and the message names the row."""
+    state = woken(TINY, length_B=np.array([3, 4, 2]))[1]
+    *_, last = naps(TINY, state, L, rows_B=np.array([False, True, True]))
+    _, later = woken(TINY, length_B=np.array([1, 0, 1]), state=state)
+    with pytest.raises(ValueError, match=r"row 2 sleeps with 2 tokens .* now has 3"):
+        sleepnet.finish_sleep(last, later)
+    with pytest.raises(ValueError, match=r"row 1 sleeps with 4 tokens .* now has 0"):
+        sleepnet.finish_sleep(last, sleep(TINY, state))
+
+
+def test_a_nap_belongs_to_its_config_and_its_rows():
     """As a state does, from its beginning to its end."""
     state, other = ragged_evening(TINY), dataclasses.replace(TINY, window=L + 1)
     *_, nap = naps(TINY, state, L)
     for call in (
         lambda: sleepnet.begin_sleep(state, config=other),
-        lambda: sleepnet.continue_sleep(params(other), nap, config=other, tokens=1),
-        lambda: sleepnet.finish_sleep(nap, config=SLIDING),
+        lambda: sleepnet.finish_sleep(nap, newborn(SLIDING)),
     ):
         with pytest.raises(ValueError, match="the state was made for another config"):
             call()
+    with pytest.raises(ValueError, match=f"the nap is of {B} rows, and the state has {B + 1}"):
+        sleepnet.finish_sleep(nap, sleepnet.init_state(TINY, B + 1))
     with pytest.raises(ValueError, match="1 or more; got 0"):
         sleepnet.begin_sleep(state, config=TINY, passes=0)
     with pytest.raises(ValueError, match=r"rows_B must be bool of shape \(3,\)"):

@@ -1,5 +1,6 @@
 """What `launch.benchmark` times: each module says how it measures, and has
-`run(options)`, which returns {"rows": [{column: value}]} and perhaps more for the record."""
+`run(options)`, which returns {"rows": [{column: value}]} and perhaps more for the record; `TAKES`
+names the options that it heeds."""
 
 import dataclasses
 import os
@@ -10,7 +11,7 @@ Shape = tuple[int, int, int, int]  # B, T, H and K = V
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of every suite, which takes what concerns it.
+    """Of every suite, each of which heeds some.
 
     shapes: B, T, H and K = V of the local rule; each suite has its own by default.
     peers: names of other implementations to run beside ours.

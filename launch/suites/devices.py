@@ -27,6 +27,7 @@ from sleepnet.evaluation.programs import Program
 from sleepnet.ops import device_scan, gated_delta
 from sleepnet.sleep import at_dusk
 
+TAKES = ("repeats", "shapes")
 SHAPES = ((1, 8192, 2, 64), (1, 8192, 2, 128), (1, 32768, 2, 128))
 CHUNK = 64
 MODEL = ModelConfig(
@@ -41,14 +42,24 @@ def run(options: Options) -> dict:
             "--suite=devices: this machine has one device; on CPU set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8"
         )
-    rows = [_rule_row(shape, P, options.repeats) for shape in options.shapes or SHAPES]
+    shapes = options.shapes or SHAPES
+    for shape in shapes:
+        _check_share("T of a shape", shape[1], P)
+    _check_share("the window of the sleep", MODEL.window, P)
+    rows = [_rule_row(shape, P, options.repeats) for shape in shapes]
     return {"rows": [*rows, _sleep_row(P, options.repeats)]}
+
+
+def _check_share(name, tokens, P):
+    if tokens % (P * CHUNK):
+        raise ConfigError(
+            f"--suite=devices: {name} must be a multiple of {P * CHUNK}, {P} devices times "
+            f"chunks of {CHUNK}; got {tokens}"
+        )
 
 
 def _rule_row(shape, P, repeats):
     B, T, H, D = shape
-    if T % (P * CHUNK):
-        raise ConfigError(f"--shapes: T must be a multiple of {P * CHUNK}; got {T}")
     *tokens, state = *rule_inputs(*shape).values(), np.zeros((B, H, D, D), np.float32)
     split = [np.stack(np.split(x, P, axis=1)) for x in tokens]
     one = jax.jit(functools.partial(gated_delta.chunked, chunk=CHUNK, group=1))

@@ -8,8 +8,8 @@ from sleepnet.evaluation.markdown import table
 _HEAD = """# Benchmarks
 
 Written by `python -m launch.benchmark --out={out}` from `benchmarks/*.json`; `make benchmark`
-repeats them all. Machines are noisy: trust ratios, which come from calls that took turns, more
-than times.
+repeats them all, `make benchmark-tpu` that of the TPU compiler. Machines are noisy: trust ratios,
+which come from calls that took turns, more than times.
 """
 
 

@@ -22,6 +22,7 @@ from launch.suites import Options
 from sleepnet.config import ModelConfig
 from sleepnet.evaluation.latency import Timing, interleaved
 
+TAKES = ("repeats",)
 PASSES = (1, 2, 4, 8)
 SLICES = (16, 64, 256)
 SLICED_PASSES = 4
@@ -93,7 +94,7 @@ class _Nap:
         self._longest_ms = []
 
     def total_ms(self) -> float:
-        config, times_ms = self._config, []
+        times_ms = []
 
         def timed(step, *args, **options):
             began = time.perf_counter()
@@ -101,12 +102,10 @@ class _Nap:
             times_ms.append(1e3 * (time.perf_counter() - began))
             return result
 
-        nap = timed(sleepnet.begin_sleep, self._state, config=config, passes=SLICED_PASSES)
+        nap = timed(sleepnet.begin_sleep, self._state, config=self._config, passes=SLICED_PASSES)
         while not nap.done:
-            nap = timed(
-                sleepnet.continue_sleep, self._params, nap, config=config, tokens=self._size
-            )
-        timed(sleepnet.finish_sleep, nap, config=config)
+            nap = timed(sleepnet.continue_sleep, self._params, nap, tokens=self._size)
+        timed(sleepnet.finish_sleep, nap, self._state)
         self._longest_ms.append(max(times_ms))
         return sum(times_ms)
 

@@ -31,6 +31,7 @@ from sleepnet.evaluation.programs import Program
 from sleepnet.ops import chunks, gated_delta, gated_delta_tpu
 from sleepnet.sleep import at_dusk
 
+TAKES = ()
 RULE_TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:4x4")
 MODEL_TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v6e:4x4")
 RULE_SHAPE = (1, 8192, 16, 128)
@@ -110,13 +111,14 @@ def _sleep_row(name):
     began = time.perf_counter()
     spread = parallel.refine_over_window(config, PASSES, devices)
     compiled = spread.lower(params, dusk, parts).compile()
+    seconds = time.perf_counter() - began
     found = collections.Counter()
     for kind, size in Program(compiled).collectives:
         found[kind, size] += 1
     return {
         "program": f"sleep over {len(devices)}",
         "form": "xla",
-        **_about(compiled, time.perf_counter() - began, name),
+        **_about(compiled, seconds, name),
         "collectives": "; ".join(
             f"{count} {kind} of {size / 1e6:.3g} MB"
             for (kind, size), count in sorted(found.items())

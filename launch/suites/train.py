@@ -12,6 +12,7 @@ from sleepnet.config import DepoConfig, ModelConfig, TrainingConfig
 from sleepnet.evaluation.latency import interleaved
 from sleepnet.training.step import init_train_state, make_train_step
 
+TAKES = ("repeats",)
 PASSES = (1, 4)
 
 

@@ -1,16 +1,18 @@
 """One token per row and call, 50 million parameters, float32, in windows that are nearly full.
 
-"decoder" is `sleepnet.Decoder`, which updates its state in place; "wake" is `sleepnet.wake`, which
-leaves the caller's alive. The bound is the larger of bytes / bandwidth and FLOPs / GEMM rate, all
+"decoder" is `sleepnet.Decoder`, which updates its state in place, its layers written out; "wake" is
+`sleepnet.wake`, which leaves the caller's alive, with a loop over its layers; "wake, unrolled" the
+same with them written out. The bound is the larger of bytes / bandwidth and FLOPs / GEMM rate, all
 measured in the same run: every parameter read once, each row's fast weights read and written, its
 keys and values read; twice the matrices' parameters per row. "Of copy bound" takes the rate at
 which 256 MiB are changed in place, read and written bytes together; but a token mostly reads, and
 "of read bound" takes the rate at which a matrix of 256 MiB is multiplied by a vector. Ages are
-whole windows, each read and slept over; the last column compares with age 1. Medians of calls that
-take turns; in brackets the 10th and 90th percentile over rounds. On CPU it is at home on one core:
-NPROC=1 and GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as `make benchmark` sets.
+whole windows, each read and slept on with N = 1; the last column compares with age 1. Medians of
+calls that take turns; in brackets the 10th and 90th percentile over rounds. On CPU it is at home on
+one core: NPROC=1 and GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as `make benchmark` sets.
 """
 
+import dataclasses
 import functools
 import time
 
@@ -21,9 +23,10 @@ import sleepnet
 from launch.suites import Options
 from launch.suites.machine import Machine, machine_calls
 from sleepnet import flops
-from sleepnet.config import ModelConfig
+from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.evaluation.latency import interleaved
 
+TAKES = ("repeats",)
 CONFIG = ModelConfig(vocab_size=8192, pattern="AG" * 7, d_model=512, window=256, num_heads=8)
 # Batch sizes, each with how many windows its minds have lived.
 AGES = {1: (1, 1000), 64: (1,)}
@@ -32,6 +35,9 @@ _wake = jax.jit(sleepnet.wake, static_argnames=("config", "logits"))
 
 
 def run(options: Options) -> dict:
+    most = CONFIG.window - 3  # two tokens to warm up, and one that lies there already
+    if options.repeats > most:
+        raise ConfigError(f"--repeats: at most {most} fit into a window; got {options.repeats}")
     params = jax.block_until_ready(sleepnet.init_params(CONFIG, jax.random.key(0)))
     rows = [
         row
@@ -45,14 +51,18 @@ def _rows(config: ModelConfig, params, batch_size, ages, repeats):
     states = list(_live(config, params, batch_size, ages, config.window - repeats - 2))
     decoders = [sleepnet.Decoder(params, state, config=config) for state in states]
     tokens_B = np.zeros(batch_size, np.int32)
-    plain = functools.partial(
-        sleepnet.wake, params, states[0], tokens_B[:, None], config=config, logits="last"
-    )
+    plain = {
+        name: functools.partial(
+            sleepnet.wake, params, states[0], tokens_B[:, None],
+            config=dataclasses.replace(config, unroll=unroll), logits="last",
+        )
+        for name, unroll in (("wake", False), ("wake, unrolled", True))
+    }  # fmt: skip
     clocked = {
         age: functools.partial(_clock, decoder, tokens_B)
         for age, decoder in zip(ages, decoders, strict=True)
     }
-    timings = interleaved({"plain": plain} | machine_calls(), repeats, clocked=clocked)
+    timings = interleaved(plain | machine_calls(), repeats, clocked=clocked)
     machine = Machine.from_timings(timings)
     compute_s = _token_flops(config, batch_size) / machine.gemm
     moved = token_bytes(params, states[0])
@@ -64,7 +74,7 @@ def _rows(config: ModelConfig, params, batch_size, ages, repeats):
             "decoder ms": timings[age].median_ms,
             "of copy bound": max(compute_s, moved / machine.copy) / token_s,
             "of read bound": max(compute_s, moved / machine.read) / token_s,
-            "wake / decoder": timings["plain"].ratio_to(timings[age]),
+            **{f"{name} / decoder": timings[name].ratio_to(timings[age]) for name in plain},
             "/ age 1": timings[age].ratio_to(timings[ages[0]]),
             "MB": moved / 1e6,
             **machine.row(),

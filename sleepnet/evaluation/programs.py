@@ -24,6 +24,21 @@ def _found(pattern, line):
     return match[1]
 
 
+def _result_bytes(operation, text, line):
+    sizes = []
+    for dtype, dimensions in _SHAPE.findall(text):
+        if dtype not in _DTYPE_BYTES:
+            raise ValueError(f"cannot read the dtype {dtype} in this line of the program: {line}")
+        sizes.append(_DTYPE_BYTES[dtype] * math.prod(_dimensions(dimensions)))
+    if operation in ("all-gather-start", "collective-permute-start"):
+        # The operand, the result, and for some the scalars of a context.
+        arrays = [size for size in sizes if size > 4] or sizes
+        if len(arrays) > 2:
+            raise ValueError(f"cannot read this line of the program: {line}")
+        return arrays[-1]
+    return sum(sizes)
+
+
 class Program:
     """Of a compiled function, such as `jax.jit(f).lower(...).compile()`."""
 
@@ -57,21 +72,32 @@ class Program:
                 kind = re.sub("-start$", "", match[5]) if match else None
                 if match and kind in _COLLECTIVES:
                     channel = _found(r"channel_id=(\d+)", line)
-                    shapes = _SHAPE.findall(match[2])
-                    sizes = [_DTYPE_BYTES[t] * math.prod(_dimensions(d)) for t, d in shapes]
-                    if homes.setdefault((kind, channel, max(sizes)), name) == name:
-                        found += [(kind, max(sizes))] * trips
+                    size = _result_bytes(match[5], match[2], line)
+                    if homes.setdefault((kind, channel, size), name) == name:
+                        found += [(kind, size)] * trips
         return found
 
     def _visits(self, name, trips=1):
         """Every computation that runs, with how often."""
         yield name, trips
         for line in self.computations[name]:
+            if " conditional(" in line and not self._is_idle(line):
+                raise ValueError(f"cannot read how often each branch of it runs: {line}")
             body = re.search(r"body=%?([\w.-]+)", line)
             if body:
                 yield from self._visits(body[1], trips * self._trip_count(line))
             for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", line):
                 yield from self._visits(called, trips)
+
+    def _is_idle(self, conditional):
+        """Whether no branch has anything to count."""
+        branches = _found(r"branch_computations={(.*?)}", conditional)
+        return not any(
+            match and re.sub("-start$", "", match[5]) in ("dot", *_COLLECTIVES)
+            for branch in re.findall(r"[\w.-]+", branches)
+            for name, _ in self._visits(branch)
+            for match in map(_INSTRUCTION.match, self.computations[name])
+        )
 
     def _trip_count(self, loop):
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop)

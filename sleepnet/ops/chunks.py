@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sleepnet.config import RULES, choices
 from sleepnet.ops.exact import einsum
 from sleepnet.ops.triangular import unit_lower_inverse
 
@@ -40,7 +41,7 @@ def corrects(rule):
 
 def prepare(q, k, v, g, beta, rule):
     """Float32, key heads repeated over value heads, q scaled, g silenced without a gate."""
-    check_shapes(q, k, v, g, beta)
+    check_inputs(q, k, v, g, beta, rule)
     q, k, v, g, beta = (x.astype(jnp.float32) for x in (q, k, v, g, beta))
     groups = v.shape[-2] // k.shape[-2]
     if groups > 1:
@@ -49,17 +50,22 @@ def prepare(q, k, v, g, beta, rule):
     return q / math.sqrt(k.shape[-1]), k, v, g, beta
 
 
-def check_shapes(q, k, v, g, beta):
+def check_inputs(q, k, v, g, beta, rule):
+    """ValueError for shapes that do not fit together, no token, or an unknown rule."""
+    if rule not in RULES:
+        raise ValueError(choices("rule", rule, RULES))
     heads_fit = v.shape[-2] % k.shape[-2] == 0
     if not (
         q.shape == k.shape
         and k.shape[:-2] == v.shape[:-2]
         and g.shape == beta.shape == v.shape[:-1]
         and heads_fit
+        and 0 not in v.shape
     ):
         raise ValueError(
-            "expected q and k (..., Hk, K), v (..., H, V), g and beta (..., H) with Hk dividing H; "
-            f"got q {q.shape}, k {k.shape}, v {v.shape}, g {g.shape}, beta {beta.shape}"
+            "expected q and k (..., Hk, K), v (..., H, V), g and beta (..., H) with Hk dividing H, "
+            f"and at least one token; got q {q.shape}, "
+            f"k {k.shape}, v {v.shape}, g {g.shape}, beta {beta.shape}"
         )
 
 

@@ -85,7 +85,7 @@ def chunked(
       chunk: tokens C per chunk, a power of two; by default `chunks.chunk_size(T)`.
       group: chunks prepared at once; by default `chunks.group_size`.
     """
-    chunks.check_shapes(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
+    chunks.check_inputs(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule)
     state = chunks.initial(k_BTHK, v_BTHV, state_BHKV)
     (B, T, H, V), Hk = v_BTHV.shape, k_BTHK.shape[2]
     if not rule.startswith("gated"):

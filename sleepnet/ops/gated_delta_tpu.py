@@ -42,6 +42,7 @@ def chunked(
     *,
     rule="gated_delta",
     chunk=None,
+    group=None,
     interpret=False,
 ):
     """`gated_delta.chunked` by the TPU kernel, to the same arguments and results.
@@ -49,22 +50,23 @@ def chunked(
     Args:
       chunk: tokens per chunk, one of `config.KERNEL_CHUNKS`; by default `CHUNK`, or the
         least that holds all tokens.
+      group: of `gated_delta.chunked` in the gradient.
       interpret: run the kernel's operations one by one on any platform, to check its numbers.
 
     Raises:
       ValueError: shapes that do not fit, a dtype that is none of `DTYPES`, another chunk; and,
         when lowered for anything but a TPU, the platform.
     """
-    _check(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, chunk)
+    _check(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule, chunk)
     state = chunks.initial(k_BTHK, v_BTHV, state_BHKV)
     fitting = [size for size in KERNEL_CHUNKS if size >= v_BTHV.shape[1]]
     size = chunk or min([*fitting, CHUNK])
-    form = functools.partial(_with_gradient, rule, size, interpret)
+    form = functools.partial(_with_gradient, rule, size, group, interpret)
     return form(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state)
 
 
-def _check(q, k, v, g, beta, chunk):
-    chunks.check_shapes(q, k, v, g, beta)
+def _check(q, k, v, g, beta, rule, chunk):
+    chunks.check_inputs(q, k, v, g, beta, rule)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype.name not in DTYPES:
             raise ValueError(choices(f"dtype of {name}", x.dtype.name, DTYPES))
@@ -72,17 +74,17 @@ def _check(q, k, v, g, beta, chunk):
         check_kernel_chunk(chunk)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _with_gradient(rule, size, interpret, *inputs):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _with_gradient(rule, size, group, interpret, *inputs):
     return _forward(rule, size, interpret, *inputs)
 
 
-def _save(rule, size, interpret, *inputs):
+def _save(rule, size, group, interpret, *inputs):
     return _forward(rule, size, interpret, *inputs), inputs
 
 
-def _backward(rule, size, interpret, inputs, cotangents):
-    form = functools.partial(gated_delta.chunked, rule=rule, chunk=size)
+def _backward(rule, size, group, interpret, inputs, cotangents):
+    form = functools.partial(gated_delta.chunked, rule=rule, chunk=size, group=group)
     return jax.vjp(form, *inputs)[1](cotangents)
 
 
@@ -149,11 +151,13 @@ def cost(B, T, Hk, H, K, V, key_dtype, value_dtype, *, rule, size):
     per_step = size * (2 * keys * K * key_dtype.itemsize + 2 * heads * V * value_dtype.itemsize)
     gates = 3 * 4 * heads * size
     states = 2 * 4 * B * H * K * V
-    products = 2 * size * size * K + size * size * V + 2 * size * K * V  # per head
+    # FLOPs / 2 of a key head, and of a value head.
+    of_key, of_value = size * size * K, size * size * V + 2 * size * K * V
     if chunks.corrects(rule):
-        products += size * K * V + size * size * V + 2 * size**3 * (size.bit_length() - 2)
+        of_key *= 2
+        of_value += size * K * V + size * (size + BLOCK) // 2 * V
     return pl.CostEstimate(
-        flops=2 * steps * heads * products,
+        flops=2 * steps * (keys * of_key + heads * of_value),
         transcendentals=steps * heads * (size * size + 2 * size),
         bytes_accessed=steps * (per_step + gates) + states,
     )

@@ -17,8 +17,8 @@ from sleepnet.training.metrics import MetricsWriter
 from sleepnet.training.step import TrainState, init_train_state, make_train_step
 
 CONFIG, STARTS = "config.json", "starts.jsonl"
-# What a run may change when it goes on: nothing that the losses depend on.
-FREE_SECTION, FREE_FIELDS = "evaluation", ("checkpoint_every", "checkpoints_kept")
+# What a run may change when it goes on: nothing that the losses depend on but for rounding.
+FREE_SECTION, FREE_FIELDS = "evaluation", ("checkpoint_every", "checkpoints_kept", "backend")
 
 
 class TrainingError(RuntimeError):

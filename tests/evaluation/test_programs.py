@@ -67,6 +67,41 @@ def test_a_loop_without_a_count_is_no_guess():
         _ = Program(Compiled(TPU_TEXT.replace("direction=LT", "direction=NE"))).dot_flops
 
 
+def test_several_arrays_of_one_collective_are_all_counted():
+    """Results of a variadic all-reduce, and those of an all-to-all, are a tuple."""
+    text = TPU_TEXT.replace(
+        "ROOT %all-gather.1 = f32[16,8]{1,0} all-gather(%p)",
+        "ROOT %all-gather.1 = (f32[16,8]{1,0}, bf16[6]{0}) all-gather(%p, %q)",
+    ).replace("calls=%gathering.2", "kind=kCustom")
+    found = Program(Compiled(text)).collectives
+    assert ("all-gather", 4 * 16 * 8 + 2 * 6) in found and len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("f32[16,8]{1,0} all-gather(", "c64[16,8]{1,0} all-gather("),
+        (
+            "fusion(%x), kind=kCustom, calls=%gathering.1",
+            "conditional(%i, %x, %x), branch_computations={%gathering.1, %gathering.2}",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_no_guess(written, instead):
+    """An unknown dtype, and branches of which one runs."""
+    with pytest.raises(ValueError, match="cannot read"):
+        _ = Program(Compiled(TPU_TEXT.replace(written, instead))).collectives
+
+
+def test_branches_without_products_count_nothing():
+    def f(x):
+        return jax.lax.cond(x[0, 0] > 0, jnp.tanh, jnp.exp, x @ x)
+
+    program = Program(jax.jit(f).lower(jnp.ones((8, 8))).compile())
+    assert program.dot_flops == 2 * 8**3
+    assert "conditional(" in "".join(program.computations[program.entry])
+
+
 def test_loops_within_loops_multiply():
     def f(x):
         def inner(x, _):

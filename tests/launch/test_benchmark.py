@@ -13,6 +13,7 @@ import pytest
 import sleepnet
 from launch import peers
 from launch.suites import Options, devices, report, rule, sleep, tpu, wake
+from sleepnet import flops
 from sleepnet.config import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -139,20 +140,28 @@ def test_a_token_is_held_against_what_it_must_move(monkeypatch):
     young, old = wake.run(Options(repeats=2))["rows"]
     assert (young["windows lived"], old["windows lived"]) == (1, 3)
     assert old["/ age 1"][0] == pytest.approx(old["decoder ms"] / young["decoder ms"])
-    bound_ms = young["of read bound"] * young["decoder ms"]
-    assert bound_ms >= moved / young["read GB/s"] / 1e6 * 0.999
+    assert young["MB"] == moved / 1e6
+    compute_ms = flops.window_flops(config, 1, 1, 1) * B / young["GEMM GFLOP/s"] / 1e6
+    for rate in ("copy", "read"):
+        bound_ms = max(compute_ms, young["MB"] / young[f"{rate} GB/s"])
+        assert young[f"of {rate} bound"] == pytest.approx(bound_ms / young["decoder ms"])
+    with pytest.raises(ConfigError, match="--repeats: at most 3 fit into a window; got 4"):
+        wake.run(Options(repeats=4))
 
 
 def test_devices_share_the_rule():
-    """On the tests' eight: less than two fair shares each, one message, the same last state."""
+    """On the tests' eight: less than two fair shares each, the same last state; and one message,
+    the affine maps (64, 64 + 64) of all."""
     (row, sleep_row) = devices.run(Options(repeats=1, shapes=((1, 2048, 1, 64),)))["rows"]
-    assert row["P"] == jax.local_device_count()
+    P = jax.local_device_count()
+    assert row["P"] == P
     assert 1 < row["device / share"] < 2
+    assert row["collectives"] == f"all-gather {P * 4 * 64 * 128 / 1e6:.3g} MB"
     assert sleep_row["device / share"] < 1.1
     for each in (row, sleep_row):
         assert each["largest difference"] < 1e-5
         assert each["same bits"] == "True"
-    with pytest.raises(ConfigError, match="T must be a multiple of 512; got 100"):
+    with pytest.raises(ConfigError, match=r"T of a shape must be a multiple of 512, .*; got 100"):
         devices.run(Options(repeats=1, shapes=((1, 100, 1, 64),)))
 
 
@@ -189,6 +198,9 @@ def test_the_command_prints_what_it_writes(tmp_path):
         (["--peer=ejkernel", "--environments=nowhere"], "`make peers` builds it"),
         (["--shapes=4096x8"], "'4096x8' is not BxTxHxD, such as 1x4096x8x128"),
         (["--repeats=0"], "not a positive integer"),
+        (["--suite=wake", "--peer=scan"], "--peer: --suite=wake does not take it"),
+        (["--suite=train", "--shapes=1x8x1x8"], "--shapes: --suite=train does not take it"),
+        (["--suite=tpu", "--repeats=3"], "--repeats: --suite=tpu does not take it"),
     ],
 )
 def test_a_wrong_flag_is_answered_in_a_line(wrong, expected):

@@ -15,6 +15,7 @@ from agreement import GRADIENTS, assert_agree
 from reference import local_rule
 
 import sleepnet
+from sleepnet.evaluation.programs import Program
 from sleepnet.ops import gated_delta, gated_delta_tpu
 
 # B, T, key heads, value heads, K, V; rule; chunk. Nothing is a whole number of chunks.
@@ -61,6 +62,20 @@ interpreted = jax.jit(
 def test_numbers_are_those_of_the_rule(shape, rule, chunk):
     inputs = draw(shape)
     assert_agree(interpreted(*inputs, rule=rule, chunk=chunk), oracle(inputs, rule))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rule"),
+    [((1, 256, 2, 2, 128, 64), "gated_delta"), ((1, 100, 1, 4, 32, 128), "hebbian")],
+)
+def test_its_own_account_is_of_the_products_that_it_takes(shape, rule):
+    """XLA cannot look into the kernel on TPU; in interpret mode its products can be counted."""
+    program = interpreted.lower(*draw(shape), rule=rule, chunk=64).compile()
+    B, T, Hk, H, K, V = shape
+    float32 = jnp.dtype("float32")
+    told = gated_delta_tpu.cost(B, T, Hk, H, K, V, float32, float32, rule=rule, size=64)
+    running_sums = 2 * 2 * B * H * -(-T // 64) * 64**2  # taken before the kernel
+    assert Program(program).dot_flops == told.flops + running_sums
 
 
 def test_bfloat16_is_widened_and_not_summed():
