@@ -69,7 +69,8 @@ def test_evaluating_a_folder_without_a_run_says_so(tmp_path):
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
-    """Exit code 128 + 15; the checkpoint holds the last step; another config is refused."""
+    """Exit code 128 + 15; the checkpoint holds the last step, and is measured even where the
+    kernel that it was trained with is not; another config is refused."""
     first = subprocess.Popen(
         command(*TINY, f"--workdir={tmp_path}"),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -83,6 +84,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     start = json.loads((tmp_path / "starts.jsonl").read_text())
     assert start["seed"] == 0 and "jax" in start["versions"]
     assert start["command"] == ["train.py", *TINY, f"--workdir={tmp_path}"]
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["backend"] = "pallas"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    measured = run(f"--workdir={tmp_path}", "--examples=8", "--nolatency", program="evaluate")
+    assert measured.returncode == 0, measured.stderr
+    assert "model.backend='pallas' is not for here: measured by xla" in measured.stdout
 
     other = run(*TINY, "--config.training.seed=1", f"--workdir={tmp_path}")
     assert other.returncode == 2

@@ -330,6 +330,7 @@ MISFITS = {
         *(jnp.repeat(x, 3, 2) for x in (q, k)), v, g, beta, state
     ),
     "rows of state": lambda q, k, v, g, beta, state: (q, k, v, g, beta, state[:1]),
+    "no token": lambda *inputs: (*(x[:, :0] for x in inputs[:5]), inputs[5]),
     "transposed state": lambda q, k, v, g, beta, state: (q, k, v, g, beta, state.mT),
 }  # fmt: skip
 
@@ -340,3 +341,10 @@ def test_shapes_that_do_not_fit_are_named(form, misfit):
     """A ValueError that shows the shapes, instead of a broadcast."""
     with pytest.raises(ValueError, match=r"got .*\("):
         form(*MISFITS[misfit](*draw(17)))
+
+
+@pytest.mark.parametrize("form", [gated_delta.recurrent, gated_delta.chunked])
+def test_an_unknown_rule_is_named(form):
+    """It is not taken for one without a gate."""
+    with pytest.raises(ValueError, match=r"rule: got 'gated_dleta'; .* nearest is 'gated_delta'"):
+        form(*draw(18), rule="gated_dleta")

@@ -160,6 +160,14 @@ def test_checkpointing_more_often_is_no_other_config(copied):
     loop.claim_workdir(dataclasses.replace(CONFIG, training=often), copied)
 
 
+def test_a_run_may_go_on_with_another_kernel(copied):
+    """What was begun on a TPU ends where there is none."""
+    kernel = dataclasses.replace(MODEL, backend="pallas")
+    loop.claim_workdir(dataclasses.replace(CONFIG, model=kernel), copied)
+    loop.claim_workdir(CONFIG, copied)
+    assert loop.load_config(copied) == CONFIG
+
+
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write to"):
