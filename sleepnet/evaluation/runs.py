@@ -60,8 +60,7 @@ class Run:
         """What it has in common with its group: all that its numbers depend on but N and seed."""
         sections = self.config.to_dict()
         del sections[FREE_SECTION]
-        free = [("training", field) for field in FREE_FIELDS]
-        for section, field in (*free, *_VARIED):
+        for section, field in (*FREE_FIELDS, *_VARIED):
             del sections[section][field]
         return sections
 

@@ -18,7 +18,10 @@ from sleepnet.training.step import TrainState, init_train_state, make_train_step
 
 CONFIG, STARTS = "config.json", "starts.jsonl"
 # What a run may change when it goes on: nothing that the losses depend on but for rounding.
-FREE_SECTION, FREE_FIELDS = "evaluation", ("checkpoint_every", "checkpoints_kept", "backend")
+FREE_SECTION = "evaluation"
+FREE_FIELDS = (
+    ("training", "checkpoint_every"), ("training", "checkpoints_kept"), ("model", "backend"),
+)  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -210,5 +213,5 @@ def _differences(stored: dict, wanted: dict):
             continue
         for field in sorted(fields.keys() | stored[section].keys()):
             was, now = stored[section].get(field), fields.get(field)
-            if was != now and field not in FREE_FIELDS:
+            if was != now and (section, field) not in FREE_FIELDS:
                 yield f"{section}.{field}", was, now
