@@ -14,13 +14,21 @@ from sleepnet.config import (
     TASKS,
     ConfigError,
     EvaluationConfig,
+    MeshConfig,
     ModelConfig,
     TrainingConfig,
     choices,
 )
 
 
-def experiment(*, task: dict, model: dict, training: dict, evaluation: dict | None = None):
+def experiment(
+    *,
+    task: dict,
+    model: dict,
+    training: dict,
+    mesh: dict | None = None,
+    evaluation: dict | None = None,
+):
     """The config of one experiment; what is not given keeps its default.
 
     model.vocab_size and model.window may be left out: they follow the task.
@@ -31,6 +39,7 @@ def experiment(*, task: dict, model: dict, training: dict, evaluation: dict | No
         "task": (TASKS[task["name"]], task),
         "model": (ModelConfig, model),
         "training": (TrainingConfig, training),
+        "mesh": (MeshConfig, mesh or {}),
         "evaluation": (EvaluationConfig, evaluation or {}),
     }
     return ml_collections.ConfigDict(

@@ -124,7 +124,8 @@ def _explain(argv, error) -> str:
     from sleepnet import config as c
 
     sections = {"model": [c.ModelConfig], "task": list(c.TASKS.values()),
-                "training": [c.TrainingConfig], "evaluation": [c.EvaluationConfig]}  # fmt: skip
+                "training": [c.TrainingConfig], "mesh": [c.MeshConfig],
+                "evaluation": [c.EvaluationConfig]}  # fmt: skip
     paths = [
         f"config.{section}.{field.name}"
         for section, classes in sections.items()

@@ -1,8 +1,8 @@
 """Every choice of a run, as frozen dataclasses that are validated when they are made.
 
 `ModelConfig` describes the network and how it sleeps, `DepoConfig` and
-`Rule110Config` the tasks, `TrainingConfig` the optimisation, `EvaluationConfig`
-the measurement, and `ExperimentConfig` binds them and checks that they fit.
+`Rule110Config` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
+`EvaluationConfig` the measurement, and `ExperimentConfig` binds them and checks that they fit.
 
 The paper (Lee et al. 2026, arXiv 2605.26099) leaves much unsaid. What it leaves
 open is a named field here; its comment says "our choice".
@@ -25,6 +25,7 @@ BACKENDS = ("xla", "pallas")
 REMAT_LEVELS = ("window", "pass", "block")
 CONV_INITS = ("identity", "uniform")
 MLPS = ("gelu", "swiglu")
+GATHERS = ("block", "step")
 SCHEDULES = ("constant", "cosine")
 MAX_SEED = 2**63 - 1
 MAX_CHUNK = 1024  # beyond it, sums of strong decays are no longer exact
@@ -316,7 +317,8 @@ class TrainingConfig:
     """Optimisation and bookkeeping of one run."""
 
     steps: int = 1000
-    batch_size: int = 64
+    batch_size: int = 64  # examples of a step, over all devices of all processes
+    parts: int = 1  # of a batch, one after the other; gradients are summed (accumulation)
     seed: int = 0  # of the parameters; the data has the task's own
 
     muon_learning_rate: float = 2e-3  # of the blocks' matrices (paper: tuned at N = 1)
@@ -335,13 +337,14 @@ class TrainingConfig:
 
     def __post_init__(self):
         _check_types(self)
-        _positive(self, "steps", "batch_size", "muon_learning_rate", "adam_learning_rate")
+        _positive(self, "steps", "batch_size", "parts", "muon_learning_rate", "adam_learning_rate")
         _positive(self, "clip_norm", "log_every", "checkpoint_every", "checkpoints_kept")
         _in_range(self, "seed", 0, MAX_SEED)
         _not_negative(self, "muon_weight_decay", "adam_weight_decay", "warmup_steps")
         _one_of(self, "schedule", SCHEDULES)
         _in_range(self, "decay_fraction", 0.0, 1.0)
         _in_range(self, "adam_b2", 0.0, 1.0)
+        _divides(self, "parts", "batch_size")
         if self.warmup_steps >= self.steps:
             raise ConfigError(
                 f"warmup_steps must be below steps={self.steps}; got {self.warmup_steps}"
@@ -366,12 +369,34 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How training lies on the devices of all processes; results depend on it only by rounding.
+
+    The batch is split over data x fsdp devices. Parameters and optimizer state are split over fsdp,
+    and copied over data.
+    """
+
+    data: int = FOLLOWS  # None: all devices that fsdp leaves
+    fsdp: int = 1
+    # Split parameters are gathered where a block runs, again in each pass and window; or once a
+    # step, for which every device needs room for all of them and for their gradients.
+    gather: str = "block"
+
+    def __post_init__(self):
+        _check_types(self)
+        _positive(self, "fsdp")
+        _positive_if_given(self, "data")
+        _one_of(self, "gather", GATHERS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """One run: model, task, training and evaluation that fit each other."""
+    """One run: model, task, training, mesh and evaluation that fit each other."""
 
     model: ModelConfig
     task: TaskConfig
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
@@ -408,6 +433,7 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
         model=_build("model", ModelConfig, values["model"]),
         task=_build("task", TASKS[name], task),
         training=_build("training", TrainingConfig, values.get("training", {})),
+        mesh=_build("mesh", MeshConfig, values.get("mesh", {})),
         evaluation=_build("evaluation", EvaluationConfig, values.get("evaluation", {})),
     )
 

@@ -15,6 +15,7 @@ from sleepnet.config import PARTS, ModelConfig
 from sleepnet.layers import BLOCKS
 from sleepnet.loop import loop
 from sleepnet.ops import norm
+from sleepnet.parts import used_whole, whole
 from sleepnet.types import AttentionCache, DeltaCache, Span
 
 NAMES = {"A": "attention", "G": "gated_delta"}
@@ -48,9 +49,9 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
 
 def embed(params, tokens_BT, position_BT, *, config: ModelConfig):
     """Token ids (B, T) and their places in the window -> features x_BTD in the compute dtype."""
-    x_BTD = params["embedding"][tokens_BT]
+    x_BTD = whole(params["embedding"])[tokens_BT]
     if config.learned_positions:
-        x_BTD = x_BTD + params["positions"][position_BT]
+        x_BTD = x_BTD + whole(params["positions"])[position_BT]
     return x_BTD.astype(config.compute_dtype)
 
 
@@ -87,12 +88,18 @@ def blocks(params, x_BTD, past: tuple, span: Span, *, config: ModelConfig, part:
 
 def logits(params, y_BTD, *, config: ModelConfig):
     """Features behind the last block (..., D) -> float32 logits (..., Y)."""
-    y = norm.rms_norm(y_BTD, params["final_norm"], eps=config.norm_eps)
-    head = params["embedding"].T if config.tie_embeddings else params["head"]
-    return jnp.dot(
-        y, head.astype(y.dtype),
-        precision=config.matmul_precision, preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    name = "embedding" if config.tie_embeddings else "head"
+
+    @used_whole
+    def apply(params, y_BTD):
+        y = norm.rms_norm(y_BTD, params["final_norm"], eps=config.norm_eps)
+        head = params[name].T if config.tie_embeddings else params[name]
+        return jnp.dot(
+            y, head.astype(y.dtype),
+            precision=config.matmul_precision, preferred_element_type=jnp.float32,
+        )  # fmt: skip
+
+    return apply({key: params[key] for key in ("final_norm", name)}, y_BTD)
 
 
 def empty_past(
@@ -132,6 +139,7 @@ def _apply(config, name, params, x_BTD, past, span):
     def apply(params, x_BTD, past, span):
         return _block(config, name).apply({"params": params}, x_BTD, past, span)
 
+    apply = used_whole(apply)
     if "block" in config.remat_levels:
         apply = jax.checkpoint(apply)
     return apply(params, x_BTD, past, span)

@@ -11,25 +11,27 @@ from sleepnet.tasks.splits import check_split
 
 
 class TaskSource:
-    """The first `num_batches` batches of a split, as a random-access source for grain.
+    """Chosen rows of the first `num_batches` batches of a split, random-access, for grain.
 
     Its elements are whole batches, because what grain keeps book of for each element takes about
     as long as making a small example.
     """
 
-    def __init__(self, task: Task, split: str, batch_size: int, num_batches: int):
+    def __init__(
+        self, task: Task, split: str, batch_size: int, num_batches: int, rows: Sequence[int]
+    ):
         self._task = task
         self._split = split
         self._batch_size = batch_size
         self._num_batches = num_batches
+        self._rows = rows
 
     def __len__(self) -> int:
         return self._num_batches
 
     def __getitem__(self, index: int) -> Example:
         first = index * self._batch_size
-        numbers = range(first, first + self._batch_size)
-        return stack([self._task.example(self._split, number) for number in numbers])
+        return stack([self._task.example(self._split, first + row) for row in self._rows])
 
 
 def batches(
@@ -39,6 +41,7 @@ def batches(
     *,
     num_batches: int,
     first_batch: int = 0,
+    rows: Sequence[int] | None = None,
     num_threads: int = 1,
     prefetch: int = 4,
 ) -> Iterator[Example]:
@@ -53,11 +56,13 @@ def batches(
       batch_size: B.
       num_batches: how many to yield.
       first_batch: the number of the first of them.
+      rows: which examples of each batch this process makes; all by default.
       num_threads: how many threads make batches; 0 makes each when it is asked for.
       prefetch: how many batches may wait.
 
     Returns:
-      An iterator of Examples with a leading B on every array, each checked by `check_batch`.
+      An iterator of Examples with a leading axis of rows on every array, each checked by
+      `check_batch`.
 
     Raises:
       ValueError: an unknown split or a size that is no size; and, from the iterator, whatever
@@ -72,12 +77,17 @@ def batches(
         if value < low:
             raise ValueError(f"{name} must be {low} or more; got {value}")
 
+    if rows is None:
+        rows = range(batch_size)
+    if not rows or min(rows) < 0 or max(rows) >= batch_size:
+        raise ValueError(f"rows must be some of 0..{batch_size - 1}; got {rows}")
+
     def checked(batch: Example) -> Example:
         check_batch(batch, task.vocab_size)
         return batch
 
     end = first_batch + num_batches
-    dataset = grain.MapDataset.source(TaskSource(task, split, batch_size, end))
+    dataset = grain.MapDataset.source(TaskSource(task, split, batch_size, end, rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     return iter(dataset[first_batch:end].map(checked).to_iter_dataset(options))
 

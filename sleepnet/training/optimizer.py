@@ -1,45 +1,101 @@
 """Muon for the matrices of the blocks, AdamW for everything else.
 
-As in the paper (Muon lr 2e-3, AdamW lr 5e-5). Left alone, optax's Muon would take every 2-D
-array, the embedding and the head too, and send our stacked (R, in, out) matrices to Adam. Both
-take Nesterov momentum, which optax's Muon hands to its AdamW.
+As in the paper (Muon lr 2e-3, AdamW lr 5e-5). Both take Nesterov momentum, and the result is that
+of `optax.contrib.muon`, told which leaves are matrices: left alone it would take every 2-D array,
+the embedding and the head too, and send our stacked (R, in, out) matrices to AdamW. It stands here
+in its parts, because a matrix must be whole to be orthogonalised: over a mesh, every device takes
+its share of them.
 """
 
-import jax
-import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from sleepnet import sharding
 from sleepnet.config import PARTS, TrainingConfig
 
+MOMENTUM, EPS = 0.95, 1e-8  # of optax's Muon
 # Stacked (R, ...) arrays of the blocks that are no matrices between two spaces of features.
 NOT_MATRICES = ("conv",)
 
 
-def optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Clipping, then Muon and AdamW with their own rates under one schedule."""
+def optimizer(config: TrainingConfig, mesh=None) -> optax.GradientTransformation:
+    """Clipping, then Muon and AdamW with their own rates under one schedule.
+
+    Args:
+      mesh: that parameters and gradients are split over; see `sleepnet.sharding`.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        muon(
-            schedule(config, config.muon_learning_rate),
-            weight_decay=config.muon_weight_decay,
-            adam_learning_rate=schedule(config, config.adam_learning_rate),
-            adam_weight_decay=config.adam_weight_decay,
-            adam_b2=config.adam_b2,
-            muon_weight_dimension_numbers=muon_dimensions,
+        optax.partition(
+            {
+                "muon": optax.chain(
+                    nesterov_momentum(MOMENTUM),
+                    optax.stateless(lambda updates, _: _orthogonalised(updates, mesh)),
+                    optax.add_decayed_weights(config.muon_weight_decay),
+                    optax.scale_by_learning_rate(schedule(config, config.muon_learning_rate)),
+                ),
+                "adam": optax.adamw(
+                    schedule(config, config.adam_learning_rate),
+                    b2=config.adam_b2,
+                    weight_decay=config.adam_weight_decay,
+                    nesterov=True,
+                ),
+            },
+            labels,
         ),
     )
 
 
-def muon_dimensions(params):
-    """Per leaf the axes that Muon orthogonalises; None for the leaves that AdamW takes."""
+def labels(params) -> Any:
+    """Per leaf "muon", where two axes of a stacked (R, in, out) array are a matrix, or "adam"."""
 
     def of_leaf(path, leaf):
         names = [key.key for key in path]
-        if names[0] in PARTS and leaf.ndim == 3 and names[-1] not in NOT_MATRICES:
-            return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-        return None
+        matrix = names[0] in PARTS and leaf.ndim == 3 and names[-1] not in NOT_MATRICES
+        return "muon" if matrix else "adam"
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+class Momentum(NamedTuple):
+    count: jax.Array  # int32
+    mu: Any
+
+
+def nesterov_momentum(decay: float) -> optax.GradientTransformation:
+    """A bias-corrected mean of gradients that looks a step ahead, as in `optax.contrib.muon`."""
+
+    def init(params):
+        return Momentum(jnp.int32(0), optax.tree.zeros_like(params))
+
+    def update(grads, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(grads, state.mu, decay, 1)
+        ahead = optax.tree.bias_correction(mu, decay, optax.safe_increment(count))
+        here = optax.tree.bias_correction(grads, decay, count)
+        looked = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, ahead, here)
+        return looked, Momentum(count, mu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _orthogonalised(updates, mesh):
+    """Of matrices (R, in, out): near-orthogonal ones, scaled by sqrt(max(1, out / in))."""
+    return sharding.over_matrices(mesh, _newton_schulz, updates)
+
+
+def _newton_schulz(x_MIO):
+    """M matrices at once; the momentum of `scale_by_muon` is that of one step, and left behind."""
+    axes = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    muon = scale_by_muon(beta=0.0, nesterov=False, eps=EPS, weight_dimension_numbers=axes)
+    orthogonal, _ = muon.update(x_MIO, muon.init(x_MIO))
+    _, fan_in, fan_out = x_MIO.shape
+    return orthogonal * max(1.0, fan_out / fan_in) ** 0.5
 
 
 def schedule(config: TrainingConfig, peak: float) -> optax.Schedule:

@@ -1,12 +1,11 @@
 """One training step: gradients through all windows and passes, then the optimizer."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
+from sleepnet import sharding
 from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.model import init_params
 from sleepnet.rollout import Rollout, rollout
@@ -30,11 +29,6 @@ def init_train_state(model: ModelConfig, training: TrainingConfig) -> TrainState
     return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state)
 
 
-def masked_mean(x, mask):
-    """The mean of x where mask; 0 where the mask is empty."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
-
-
 def score(params, batch, *, model: ModelConfig, window_passes, scored_per_window) -> Rollout:
     """`rollout` over a batch of a task (`sleepnet.tasks.Example`, leading axis B)."""
     return rollout(
@@ -43,31 +37,81 @@ def score(params, batch, *, model: ModelConfig, window_passes, scored_per_window
     )  # fmt: skip
 
 
-def make_train_step(model: ModelConfig, training: TrainingConfig, window_passes, scored_per_window):
+def make_train_step(
+    model: ModelConfig,
+    training: TrainingConfig,
+    window_passes,
+    scored_per_window,
+    *,
+    mesh=None,
+    gather: str = "block",
+):
     """(state, batch) -> (state, metrics), compiled, with the state donated.
+
+    The batch goes through in `training.parts` parts whose gradients are summed; the sums are
+    those of the whole batch.
+
+    Args:
+      mesh: of `sharding.make_mesh`; state and batch are then split over its devices by the rules
+        of `sleepnet.sharding`. One device by default.
+      gather: when split parameters are made whole; see `MeshConfig`.
 
     Metrics, float32 scalars: loss (masked mean cross-entropy in nats over all scored
     positions of the batch), accuracy, grad_norm (before clipping).
     """
-    update = optimizer(training).update
+    update = optimizer(training, mesh).update
 
-    def loss_of(params, batch):
+    def share_of_loss(params, rows, scored):
+        """What some rows add to the means over the `scored` positions of the whole batch."""
         seen = score(
-            params, batch, model=model,
+            params, rows, model=model,
             window_passes=window_passes, scored_per_window=scored_per_window,
         )  # fmt: skip
-        right = seen.prediction_BWL == batch.targets_WL
-        return masked_mean(seen.nll_BWL, batch.mask_WL), masked_mean(right, batch.mask_WL)
+        right = (seen.prediction_BWL == rows.targets_WL) & rows.mask_WL
+        return jnp.sum(seen.nll_BWL) / scored, jnp.sum(right) / scored
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    if mesh is not None and mesh.size > 1:
+        share_of_loss = sharding.over_rows(
+            mesh, share_of_loss, gather=gather, dtype=model.compute_dtype
+        )
+
+    def gradient(params, batch):
+        scored = jnp.maximum(jnp.sum(batch.mask_WL), 1).astype(jnp.float32)
+        of_part = jax.value_and_grad(share_of_loss, has_aux=True)
+        if training.parts == 1:
+            return of_part(params, batch, scored)
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, of_part(params, part, scored)), None
+
+        parts = jax.tree.map(lambda x: _split(x, training.parts), batch)
+        zero = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+        return jax.lax.scan(add, zero, parts)[0]
+
     def train_step(state, batch):
-        (loss, accuracy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+        (loss, accuracy), grads = gradient(state.params, batch)
+        if mesh is not None:
+            grads = jax.lax.with_sharding_constraint(grads, sharding.of_state(mesh, grads))
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return train_step
+    if mesh is None:
+        return jax.jit(train_step, donate_argnums=0)
+    like = jax.eval_shape(lambda: init_train_state(model, training))
+    placed = sharding.of_state(mesh, like)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(placed, sharding.of_batch(mesh)),
+        out_shardings=(placed, sharding.replicated(mesh)),
+    )
+
+
+def _split(x, parts: int):
+    """(B, ...) -> (parts, B / parts, ...) without moving a row to another device."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 
 def _strong(x):

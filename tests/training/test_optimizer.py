@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import optax
 import pytest
+from agreement import assert_agree
+from optax.contrib import MuonDimensionNumbers, muon
 
 from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.model import init_params
-from sleepnet.training.optimizer import muon_dimensions, optimizer, schedule
+from sleepnet.training.optimizer import labels, optimizer, schedule
 
 MODEL = ModelConfig(
     vocab_size=7, pattern="G[AG]", d_model=8, num_heads=2, window=4, learned_positions=True
@@ -29,13 +31,12 @@ def first_update(transformation, grads, params):
 
 
 def leaves(tree):
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {tuple(key.key for key in path): leaf for path, leaf in flat}
 
 
 def test_muon_takes_the_blocks_matrices_and_nothing_else(params):
-    dimensions = muon_dimensions(params)
-    taken = {path for path in leaves(params) if _lookup(dimensions, path) is not None}
+    taken = {path for path, label in leaves(labels(params)).items() if label == "muon"}
     expected = {
         (part, name, leaf)
         for part, name in (("prelude", "0_gated_delta"), ("core", "0_attention"),
@@ -43,6 +44,38 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else(params):
         for leaf in MATRICES[name[2:]]
     }  # fmt: skip
     assert taken == expected
+
+
+def test_steps_are_those_of_optax_muon(params):
+    """Momentum, its bias correction, orthogonalisation, decay and the rates of both optimizers."""
+    rng = np.random.default_rng(2)
+    config = TrainingConfig(
+        steps=5, warmup_steps=2, muon_learning_rate=0.02, muon_weight_decay=0.1,
+        adam_weight_decay=0.2, adam_learning_rate=3e-3, clip_norm=1.0,
+    )  # fmt: skip
+
+    def matrices(params):
+        axes = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        return jax.tree.map(lambda label: axes if label == "muon" else None, labels(params))
+
+    ours = optimizer(config)
+    reference = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        muon(
+            schedule(config, 0.02), weight_decay=0.1,
+            adam_learning_rate=schedule(config, 3e-3), adam_weight_decay=0.2, adam_b2=0.95,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )  # fmt: skip
+    mine, theirs = params, params
+    my_state, their_state = ours.init(params), reference.init(params)
+    for _ in range(config.steps):
+        grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(p.dtype), params)
+        updates, my_state = jax.jit(ours.update)(grads, my_state, mine)
+        mine = optax.apply_updates(mine, updates)
+        updates, their_state = jax.jit(reference.update)(grads, their_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    assert_agree(mine, theirs, tolerance=1e-5)
 
 
 def test_a_stacked_matrix_is_orthogonalised_repeat_by_repeat(params):
@@ -91,9 +124,3 @@ def test_schedules_hit_their_corners():
     assert [float(long_decay(s)) for s in (50, 75, 100)] == pytest.approx([2.0, 1.0, 0.0])
     cosine = schedule(TrainingConfig(steps=110, warmup_steps=10, schedule="cosine"), 2.0)
     assert [float(cosine(s)) for s in (10, 60, 110)] == pytest.approx([2.0, 1.0, 0.0])
-
-
-def _lookup(tree, path):
-    for key in path:
-        tree = tree[key]
-    return tree

@@ -1,0 +1,62 @@
+"""Parameters of which each device holds a part, made whole where they are used.
+
+In training over a mesh (`sleepnet.sharding`) the leaves of `params` may be a `Part`. The model asks
+for `whole` parameters a block at a time; for plain arrays that is the identity.
+"""
+
+from typing import Any
+
+import jax
+from flax import struct
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+WHOLE = "whole parameter"
+
+
+@struct.dataclass
+class Part:
+    """This device's part of a parameter.
+
+    axis: along which it is split; negative, so that it stays when stacked blocks are sliced.
+    mesh_axis: the name of the devices' axis.
+    dtype: in which it travels; the gradient travels back in it and is summed over uses in the
+      dtype of `here`.
+    """
+
+    here: jax.Array
+    axis: int = struct.field(pytree_node=False)
+    mesh_axis: str = struct.field(pytree_node=False)
+    dtype: str = struct.field(pytree_node=False)
+
+
+def whole(params: Any) -> Any:
+    """The tree with every `Part` gathered from all devices."""
+
+    def gather(leaf):
+        if not isinstance(leaf, Part):
+            return leaf
+        here = leaf.here.astype(leaf.dtype)
+        axis = here.ndim + leaf.axis
+        return checkpoint_name(lax.all_gather(here, leaf.mesh_axis, axis=axis, tiled=True), WHOLE)
+
+    return jax.tree.map(gather, params, is_leaf=_is_part)
+
+
+def used_whole(function):
+    """`function(params, ...)` with whole parameters, which its backward pass gathers anew."""
+
+    def call(params, *arguments):
+        return function(whole(params), *arguments)
+
+    def run(params, *arguments):
+        if not any(map(_is_part, jax.tree.leaves(params, is_leaf=_is_part))):
+            return function(params, *arguments)
+        policy = jax.checkpoint_policies.save_anything_except_these_names(WHOLE)
+        return jax.checkpoint(call, policy=policy)(params, *arguments)
+
+    return run
+
+
+def _is_part(leaf):
+    return isinstance(leaf, Part)
