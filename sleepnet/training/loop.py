@@ -63,8 +63,9 @@ def train(
       StorageError: a workdir that cannot be written, or is of another config.
       TrainingError: the loss or the gradient is not finite.
     """
-    claim_workdir(config, workdir)
     task = tasks.make(config.task)
+    config = dataclasses.replace(config, task=task.config)  # with what its files were
+    claim_workdir(config, workdir)
     window_passes = task.window_passes(config.model.passes)
     train_step = make_train_step(
         config.model, config.training, window_passes, task.scored_per_window
