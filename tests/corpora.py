@@ -44,6 +44,7 @@ TEXTS = {"train": documents(0, 2 * _WORDS), "test": documents(1, _WORDS)}
 
 def text_config(folder: pathlib.Path, **changes) -> TextConfig:
     """Of TEXTS, written into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = {
         f"{split}_files": (write_jsonl(folder / f"{split}.jsonl", texts),)
         for split, texts in TEXTS.items()
