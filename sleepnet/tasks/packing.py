@@ -45,21 +45,22 @@ class Packing:
     """
 
     def __init__(self, lengths_D: np.ndarray, window: int, num_windows: int, key: bytes):
-        """`key` chooses the orders; the lengths of documents are in tokens."""
+        """`key` chooses the orders; documents have 1 token or more, and 32 bytes here."""
         self._key = key
-        self._window = window
+        self._num_windows = num_windows
         self._most = window * num_windows  # tokens of a piece
         self._lengths_D = np.asarray(lengths_D, np.int64)
         self._starts_D = np.cumsum(self._lengths_D) - self._lengths_D
-        pieces_D = -(-self._lengths_D // self._most)
-        document_P = np.repeat(np.arange(len(pieces_D)), pieces_D)
-        number_P = np.arange(len(document_P)) - np.repeat(np.cumsum(pieces_D) - pieces_D, pieces_D)
-        tokens_P = np.minimum(self._lengths_D[document_P] - number_P * self._most, self._most)
-        size_P = -(-tokens_P // window)
-        order_P = np.argsort(size_P, kind="stable")
-        self._document_P, self._number_P = document_P[order_P], number_P[order_P]
-        self._count_of_size = np.bincount(size_P, minlength=num_windows + 1).tolist()
-        self._first_of_size = [0, *itertools.accumulate(self._count_of_size)]
+        # All pieces of a document but its last one are full: only the last ones are listed.
+        full_D = (self._lengths_D - 1) // self._most
+        self._full_before_D = np.cumsum(full_D) - full_D
+        self._full = int(full_D.sum())
+        size_D = -(-(self._lengths_D - full_D * self._most) // window)
+        self._by_size_D = np.argsort(size_D.astype(np.int32), kind="stable")
+        counts = np.bincount(size_D, minlength=num_windows + 1)
+        self._first_of_size = [0, *itertools.accumulate(counts.tolist())]
+        counts[num_windows] += self._full
+        self._count_of_size = counts.tolist()
         self._patterns, self.rows = _patterns(self._count_of_size, num_windows)
         self._first_rows = [pattern.first_row for pattern in self._patterns]
 
@@ -87,11 +88,20 @@ class Packing:
 
     def _piece(self, epoch: int, size: int, place: int) -> Piece:
         chosen = shuffled(place, self._count_of_size[size], self._key_of(epoch, size))
-        p = self._first_of_size[size] + chosen
-        document, skipped = int(self._document_P[p]), int(self._number_P[p]) * self._most
-        left = int(self._lengths_D[document]) - skipped
+        if size == self._num_windows:
+            if chosen < self._full:
+                return self._full_piece(chosen)
+            chosen -= self._full
+        document = self._by_size_D[self._first_of_size[size] + chosen]
+        length = int(self._lengths_D[document] - 1) % self._most + 1
+        end = int(self._starts_D[document] + self._lengths_D[document])
+        return Piece(end - length, length, size, ends=True)
+
+    def _full_piece(self, number: int) -> Piece:
+        document = np.searchsorted(self._full_before_D, number, side="right") - 1
+        skipped = (number - int(self._full_before_D[document])) * self._most
         start = int(self._starts_D[document]) + skipped
-        return Piece(start, min(left, self._most), size, left <= self._most)
+        return Piece(start, self._most, self._num_windows, ends=False)
 
     def _key_of(self, epoch: int, size: int) -> bytes:
         return b"%b %d %d" % (self._key, epoch, size)
