@@ -1,7 +1,7 @@
 """Every choice of a run, as frozen dataclasses that are validated when they are made.
 
-`ModelConfig` describes the network and how it sleeps, `DepoConfig` and
-`Rule110Config` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
+`ModelConfig` describes the network and how it sleeps, `DepoConfig`, `Rule110Config` and
+`TextConfig` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
 `EvaluationConfig` the measurement, and `ExperimentConfig` binds them and checks that they fit.
 
 The paper (Lee et al. 2026, arXiv 2605.26099) leaves much unsaid. What it leaves
@@ -308,8 +308,39 @@ class Rule110Config:
             raise ConfigError(f"steps must rise from 1 or more, such as (4, 8); got {self.steps}")
 
 
-TASKS = {"depo": DepoConfig, "rule110": Rule110Config}
-TaskConfig = DepoConfig | Rule110Config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Text: documents over several windows, every token predicted from those before it.
+
+    A document begins at a window's start, from a newborn mind; one of more than `windows` windows
+    is cut, and each piece begins newborn. Every window is scored, and every window sleeps.
+
+    Files are .jsonl, an object a line, or .array_record: of such objects, or of tokens as
+    `launch.tokenize` writes them.
+    """
+
+    name: str = "text"
+    train_files: tuple[str, ...] = ()  # paths or globs
+    test_files: tuple[str, ...] = ()  # held out
+    text_field: str = "text"  # of the objects
+    tokenizer: str = "bytes"  # or the path of a JSON file of the tokenizers package
+    window: int = 64
+    windows: int = 8  # of each example, W
+    seed: int = 0  # of the order
+    # What was read, file by file; None: as it is found. A run goes on only with the same.
+    fingerprints: tuple[str, ...] = FOLLOWS
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "name", ("text",))
+        _positive(self, "window", "windows")
+        _in_range(self, "seed", 0, MAX_SEED)
+        for path in sorted({*self.train_files} & {*self.test_files}):
+            raise ConfigError(f"test_files: {path!r} is in train_files too, so it is not held out")
+
+
+TASKS = {"depo": DepoConfig, "rule110": Rule110Config, "text": TextConfig}
+TaskConfig = DepoConfig | Rule110Config | TextConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,9 @@ def passes_table(summary: dict) -> str:
 
 
 def record_table(record: dict) -> str:
-    """One run's evaluation.json: accuracy by N at test and depth."""
+    """One run's evaluation.json: what was measured by N at test and depth."""
+    if "loss" in record["results"][0]:
+        return loss_table(record)
     results = record["results"]
     depths = _depths(results)
     rows = []
@@ -75,6 +77,25 @@ def record_table(record: dict) -> str:
     floors = {row["depth"]: row["floor"] for row in results}
     rows.append(["floor", *(_share(floors[depth]) for depth in depths)])
     return table(["", *_depth_names(depths, record["depth_name"])], rows)
+
+
+def loss_table(record: dict) -> str:
+    """The evaluation.json of a run on text: a row for each N, over all windows and by window."""
+    results = record["results"]
+    depths = [depth for depth in _depths(results) if depth is not None]
+    rows = []
+    for passes in record["request"]["passes"]:
+        of_depth = {row["depth"]: row for row in select(results, passes=passes)}
+        all_windows = of_depth[None]
+        trained = " (trained)" if passes == record["trained_passes"] else ""
+        loss = f"{all_windows['loss']:.4f} [{all_windows['loss_low']:.4f}, "
+        rows.append(
+            [f"N = {passes}{trained}", f"{loss}{all_windows['loss_high']:.4f}]",
+             f"{all_windows['perplexity']:.3f}", f"{all_windows['bits_per_byte']:.4f}",
+             _share(all_windows["accuracy"]), *(f"{of_depth[d]['loss']:.3f}" for d in depths)]
+        )  # fmt: skip
+    names = [f"window {depth}" for depth in depths]
+    return table(["", "nats per token", "perplexity", "bits per byte", "likeliest", *names], rows)
 
 
 def section(summary: dict, files: dict[str, str], commands: str) -> str:

@@ -73,6 +73,11 @@ def load_run(workdir: pathlib.Path) -> Run:
     """
     workdir = pathlib.Path(workdir)
     config, evaluation = load_config(workdir), record.load(workdir)
+    if config.task.name == "text":
+        raise StorageError(
+            f"{workdir} is a run on text: the report tells of answers by depth, and text has none; "
+            f"launch.evaluate prints its loss, perplexity and bits per byte"
+        )
     metrics = _up_to(evaluation["step"], read_rows(workdir / METRICS))
     if not metrics:
         raise StorageError(

@@ -63,8 +63,9 @@ def train(
       StorageError: a workdir that cannot be written, or is of another config.
       TrainingError: the loss or the gradient is not finite.
     """
-    claim_workdir(config, workdir)
     task = tasks.make(config.task)
+    config = dataclasses.replace(config, task=task.config)  # with what its files were
+    claim_workdir(config, workdir)
     window_passes = task.window_passes(config.model.passes)
     train_step = make_train_step(
         config.model, config.training, window_passes, task.scored_per_window
@@ -214,4 +215,11 @@ def _differences(stored: dict, wanted: dict):
         for field in sorted(fields.keys() | stored[section].keys()):
             was, now = stored[section].get(field), fields.get(field)
             if was != now and (section, field) not in FREE_FIELDS:
-                yield f"{section}.{field}", was, now
+                yield f"{section}.{field}", *_apart(was, now)
+
+
+def _apart(was, now):
+    """Of two tuples as long as each other, the first elements that differ."""
+    if isinstance(was, tuple) and isinstance(now, tuple) and len(was) == len(now):
+        return next((a, b) for a, b in zip(was, now, strict=True) if a != b)
+    return was, now
