@@ -114,7 +114,7 @@ def _live(params, minds, windows, config, passes, scored):
         fast_weights, carried, kept_B = _reset(minds, reset_B)
         y_BLD, *minds = live_window(
             params, fast_weights, carried, kept_B, tokens_BL, length_B,
-            config=config, passes=passes,
+            config=config, passes=passes, read=scored > 0,
         )  # fmt: skip
         return tuple(minds), _score(params, y_BLD, targets_BL, mask_BL, config, scored)
 
