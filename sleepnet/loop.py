@@ -6,7 +6,7 @@ from jax import lax
 
 
 def loop(body, carry, xs=None, *, length: int, unroll: bool, reverse: bool = False):
-    """`lax.scan(body, carry, xs, length, reverse)`, written out if asked or if it runs at most once.
+    """`lax.scan(body, carry, xs, length, reverse)`, written out if asked, or for one turn or none.
 
     Written out, small models run faster on CPU and the compiler's FLOP count, which takes the
     body of a loop once, is true. Scanned, the program stays small however deep the model.
