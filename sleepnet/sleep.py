@@ -209,8 +209,9 @@ def refine(
     detached = config.detached_passes(passes)  # the first pass is one of them
     if detached:
         refined = (lax.stop_gradient(features_BTD), refined[1])
-        body = functools.partial(one_pass, detached=True)
-        refined, _ = loop(body, refined, length=detached - 1, unroll=config.unroll)
+    if detached > 1:
+        without = functools.partial(one_pass, detached=True)
+        refined, _ = loop(without, refined, length=detached - 1, unroll=config.unroll)
     if "pass" in config.remat_levels:
         one_pass = jax.checkpoint(one_pass)
     live = passes - max(detached, 1)

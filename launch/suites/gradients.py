@@ -62,7 +62,8 @@ class _Step:
         self._state = jax.jit(lambda: init_train_state(model, training))()
         step = make_train_step(model, training, *plan)
         self._step = step.lower(self._state, batch).compile()
-        self.temp_bytes = self._step.memory_analysis().temp_size_in_bytes
+        memory: Any = self._step.memory_analysis()
+        self.temp_bytes = memory.temp_size_in_bytes
         self.row_flops = flops.training_flops(model, *plan)
 
     def __call__(self):

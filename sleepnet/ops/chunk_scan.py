@@ -145,7 +145,7 @@ def _detached_forward(inputs, state, corrects, chunk, group):
     def one_chunk(carry, now):
         state, M = carry
         state, (out, _) = _one_chunk(state, now)
-        return (state, _forget(*now, M)), (out, None)
+        return (state, _forget(M, now)), (out, None)
 
     carry = (state, _identity(state, corrects))
     (state, M), out, _, _ = _scan(one_chunk, carry, inputs, corrects, chunk, group)
@@ -170,8 +170,9 @@ def _identity(state_bhkgv, corrects):
     return jnp.broadcast_to(jnp.eye(K, dtype=jnp.float32)[:, None, :], (b, h, K, g, K))
 
 
-def _forget(ready, inverse, M):
+def _forget(M, now):
     """M behind a chunk: what the rule makes of a state when it writes no values."""
+    ready, inverse = now
     after = ready.whole * M
     if inverse is None:
         return after
