@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agreement import GRADIENTS, assert_identical
-from minds import CONFIGS, TINY, L, params, stream
+from agreement import GRADIENTS, assert_agree, assert_identical
+from minds import CONFIGS, TINY, L, older, params, stream
 from reference import Mind, log_softmax
 
 import sleepnet
@@ -263,3 +263,44 @@ def test_losses_do_not_depend_on_k(config):
     for plan in (LAST, ALL):
         losses = [gradients(lasting(config, k), plan)[0] for k in (1, 2, 3)]
         assert_identical(losses, [losses[-1]] * 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_wake_and_sleep_have_the_gradients_of_rollout(config):
+    """Where all windows bear loss: `wake` is read, and `sleep` detaches its first passes."""
+    config = lasting(config, 1)
+    tokens, lengths, targets, mask = life(ALL)
+
+    def loss(tree):
+        state, total = sleepnet.init_state(config, len(tokens)), 0.0
+        for w in range(tokens.shape[1]):
+            logits, state = sleepnet.wake(
+                tree, state, tokens[:, w], config=config, length_B=lengths[:, w]
+            )
+            state = sleepnet.sleep(tree, state, config=config)
+            log_p = jax.nn.log_softmax(logits)
+            nll = -jnp.take_along_axis(log_p, targets[:, w, :, None], -1)[..., 0]
+            total += jnp.sum(jnp.where(mask[:, w], nll, 0.0))
+        return total
+
+    streamed = jax.jit(jax.value_and_grad(loss))(params(config))
+    assert_agree(streamed, gradients(config, ALL), GRADIENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_devices_that_share_a_window_have_its_gradients(config):
+    """By parameters and by the fast weights before it, over two devices as on one."""
+    config, tokens = lasting(config, 1), stream()[:, 0]
+
+    def gradient(sleep_from_tokens):
+        def loss(tree, fast_weights):
+            state = dataclasses.replace(older(config), fast_weights=fast_weights)
+            slept = sleep_from_tokens(tree, state, tokens, config=config)
+            return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(slept.fast_weights))
+
+        return jax.grad(loss, (0, 1))(params(config), older(config).fast_weights)
+
+    shared = functools.partial(sleepnet.parallel.sleep_from_tokens, devices=2, axis="window")
+    assert_agree(gradient(shared), gradient(sleepnet.sleep_from_tokens), GRADIENTS)
