@@ -29,7 +29,7 @@ class _Shell(nn.Module):
     """What all blocks share: how a matrix is declared and used."""
 
     config: ModelConfig
-    detached: bool = False
+    detached: bool = False  # gradients go through fast weights alone; see `DeltaBlock`
 
     def project(self, name: str, x, out: int, *, into_residual: bool = False):
         """x (..., D) -> (..., out) by the matrix `name`."""

@@ -142,7 +142,8 @@ def live_window(
     Args:
       read: whether y_BTD is: the gradient of what it is read for then runs through all of the
         first pass, and so does that of what the first pass wrote. Else the first pass is one
-        like others, detached if it is not among the last `config.gradient_passes`.
+        like others, detached (with embedding and prelude) if it is not among the last
+        `config.gradient_passes`.
 
     Returns:
       y_BTD of the first pass, for the head; and the fast weights, carried caches and kept_B
