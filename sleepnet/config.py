@@ -54,6 +54,9 @@ class ModelConfig:
     d_model: int = 256
     window: int = 24  # tokens per window, L
     passes: int = 4  # N; N = 1 is the plain hybrid with eviction
+    # Passes of a window, its last, that gradients reach; in those before, they go back through the
+    # fast weights alone (`sleepnet.sleep.refine`). None: all. Our choice.
+    gradient_passes: int = FOLLOWS
     eviction: str = "hard"  # what leaves at a boundary: all keys and values, or all but L - 1
 
     # Window attention.
@@ -104,6 +107,7 @@ class ModelConfig:
         _check_types(self)
         _positive(self, "vocab_size", "d_model", "window", "passes", "num_heads", "conv_width")
         _positive(self, "mlp_ratio", "norm_eps", "rope_base", "init_scale", "init_embedding_std")
+        _positive_if_given(self, "gradient_passes")
         _positive_if_given(self, "num_kv_heads", "head_dim", "num_key_heads", "num_value_heads")
         _positive_if_given(
             self, "key_dim", "value_dim", "chunk", "chunk_group", "init_residual_scale"
@@ -150,6 +154,10 @@ class ModelConfig:
     def remat_levels(self) -> frozenset[str]:
         """The levels at which the backward pass recomputes the forward pass."""
         return frozenset() if self.remat == "none" else frozenset(self.remat.split("+"))
+
+    def detached_passes(self, passes: int) -> int:
+        """How many of a window's passes, its first, no gradient reaches."""
+        return max(0, passes - (self.gradient_passes or passes))
 
     @property
     def gated(self) -> bool:

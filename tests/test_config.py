@@ -31,6 +31,7 @@ BAD_MODELS = {
     "vocab_size": (0, r"vocab_size must be above 0; got 0"),
     "window": (-3, r"window must be above 0; got -3"),
     "passes": (0, r"passes must be above 0; got 0"),
+    "gradient_passes": (0, r"gradient_passes must be above 0; got 0"),
     "norm_eps": (0.0, r"norm_eps must be above 0; got 0\.0"),
     "rope_base": (float("nan"), r"rope_base must be finite; got nan"),
     "num_kv_heads": (3, r"num_kv_heads must divide num_heads=4; got 3; the nearest is (2|4)"),

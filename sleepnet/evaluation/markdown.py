@@ -30,7 +30,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
-    """Trained N, evaluated at it, by depth.
+    """How it was trained, evaluated at the trained N, by depth.
 
     Args:
       summary: from `summarize`.
@@ -39,10 +39,10 @@ def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
     own = [row for row in summary["results"] if row["trained"] == row["passes"]]
     depths = _depths(own)
     rows = []
-    for N in summary["trained_passes"]:
-        of_depth = {row["depth"]: row[measure] for row in select(own, trained=N)}
-        seeds = len(select(own, trained=N)[0]["seeds"])
-        rows.append([f"N = {N}", seeds, *(_interval(of_depth[depth]) for depth in depths)])
+    for name in summary["names"]:
+        of_depth = {row["depth"]: row[measure] for row in select(own, name=name)}
+        seeds = len(select(own, name=name)[0]["seeds"])
+        rows.append([name, seeds, *(_interval(of_depth[depth]) for depth in depths)])
     floor_name = {"accuracy": "floor", "exact": "exact_floor"}[measure]
     floors = {row["depth"]: row[floor_name] for row in own}
     rows.append(["floor", "", *(_share(floors[depth]) for depth in depths)])
@@ -50,15 +50,15 @@ def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
 
 
 def passes_table(summary: dict) -> str:
-    """N at test by trained N, over all depths."""
+    """N at test by how it was trained, over all depths."""
     rows = select(summary["results"], depth=None)
     every = sorted({row["passes"] for row in rows})
-    cells = {(row["trained"], row["passes"]): _interval(row["accuracy"]) for row in rows}
+    cells = {(row["name"], row["passes"]): _interval(row["accuracy"]) for row in rows}
     return table(
         ["", *(f"N = {passes} at test" for passes in every)],
         [
-            [f"trained {N}", *(cells.get((N, passes), _NOTHING) for passes in every)]
-            for N in summary["trained_passes"]
+            [f"trained {name}", *(cells.get((name, passes), _NOTHING) for passes in every)]
+            for name in summary["names"]
         ],
     )
 
@@ -144,6 +144,11 @@ def _how_intervals(summary) -> str:
             "Of one seed alone, the 95% Wilson interval with one trial per example: it says "
             "nothing of other seeds."
         )
+    if any("k = " in name for name in summary["names"]):
+        how.append(
+            "Where k is given, gradients of training ran through the last k of a window's N passes "
+            "(`model.gradient_passes`), else through all."
+        )
     examples = sorted({run["request"]["examples"] for run in summary["runs"]})
     held_out = f"{', '.join(map(str, examples))} held-out examples a run, at step {summary['step']}"
     return (
@@ -178,7 +183,8 @@ def _latency(summary, files) -> str:
 
 
 def _runs_table(summary) -> str:
-    header = ["workdir", "N", "seed", "tokens", "FLOPs", "wall time", "max nll gap", "same token"]
+    header = ["workdir", "trained", "seed", "tokens", "FLOPs", "wall time"]
+    header += ["max nll gap", "same token"]
     rows = []
     for run in summary["runs"]:
         agreed = run["agreement"]
@@ -187,7 +193,7 @@ def _runs_table(summary) -> str:
             gap = f"{agreed['max_nll_difference']:.1e} of {agreed['max_nll']:.2g}"
             streaming = [gap, f"{agreed['equal_predictions']:.2%}"]
         rows.append(
-            [f"`{run['workdir']}`", run["trained"], run["seed"], _count(run["tokens"]),
+            [f"`{run['workdir']}`", run["name"], run["seed"], _count(run["tokens"]),
              f"{run['flops']:.2e}", _seconds(run["seconds"]), *streaming]
         )  # fmt: skip
     return f"{table(header, rows)}\n\n{_HOW_STREAMING}"

@@ -186,8 +186,8 @@ class _Clock:
     """Wall time over all starts; and the speed of this one without its first, compiling step."""
 
     def __init__(self, config, window_passes, task, already):
-        forward = flops.rollout_flops(config.model, window_passes, task.scored_per_window)
-        self.flops_per_step = 3 * forward * config.training.batch_size
+        of_row = flops.training_flops(config.model, window_passes, task.scored_per_window)
+        self.flops_per_step = of_row * config.training.batch_size
         self.tokens_per_step = config.training.batch_size * task.num_windows * task.window
         self._began = time.perf_counter() - already
         self._first = None

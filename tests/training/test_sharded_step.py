@@ -109,6 +109,17 @@ def test_steps_over_a_mesh_are_those_of_one_device(mesh, model):
     assert_agree(state.params, expected.params, tol=GRADIENTS)
 
 
+@pytest.mark.slow
+def test_gradients_through_the_last_pass_are_those_of_one_device():
+    """Whose parameters are constants in the passes before, split or not."""
+    last = dataclasses.replace(MODEL, gradient_passes=1)
+    config = over(dict(data=2, fsdp=4), of(last))
+    state, metrics = trained(config, sharding.make_mesh(config, jax.devices()))
+    expected, expected_metrics = on_one_device(last)
+    assert_agree(metrics, expected_metrics, tol=1e-5)
+    assert_agree(state.params, expected.params, tol=GRADIENTS)
+
+
 @pytest.mark.parametrize(
     "mesh",
     [None, pytest.param(dict(data=4, fsdp=2), marks=pytest.mark.slow)],
@@ -134,9 +145,10 @@ def lowered_step(mesh, **arguments):
     return _lowered(mesh, **arguments)[0]
 
 
-def _lowered(mesh, batch_size=16, dtype="float32", gather="block"):
-    model = dataclasses.replace(MODEL, compute_dtype=dtype)
-    config = over(dict(mesh, gather=gather), of(model), batch_size=batch_size)
+def _lowered(mesh, batch_size=16, gather="block", **model):
+    config = over(
+        dict(mesh, gather=gather), of(dataclasses.replace(MODEL, **model)), batch_size=batch_size
+    )
     made = sharding.make_mesh(config, jax.devices())
     step, state = steps_of(config, made)
     batch = next(tasks.batches(tasks.make(TASK), "train", batch_size, num_batches=1))
@@ -183,7 +195,7 @@ def test_over_fsdp_only_parameters_are_gathered():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parameters_and_their_gradients_travel_in_the_dtype_of_the_products(dtype):
     """Read before XLA, which on CPU widens what is bfloat16."""
-    lowered = lowered_step((("fsdp", 8),), dtype=dtype).as_text()
+    lowered = lowered_step((("fsdp", 8),), compute_dtype=dtype).as_text()
     short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     for operation in ("all_gather", "reduce_scatter"):
         results = re.findall(rf"stablehlo\.{operation}.*?-> tensor<[\dx]*(\w+)>", lowered, re.S)
@@ -196,6 +208,21 @@ def test_gathered_once_a_step_every_parameter_travels_once_there_and_back():
     split = [x for _, x in leaves(state.params) if not x.sharding.is_fully_replicated]
     kinds = collections.Counter(kind for kind, _ in program.collectives)
     assert kinds["all-gather"] == kinds["reduce-scatter"] == len(split)
+
+
+@pytest.mark.slow
+def test_a_pass_that_no_gradient_reaches_gathers_its_parameters_once():
+    """On its way forward; one that gradients run through gathers them on the way back, too."""
+
+    def gathers(passes, k):
+        program, _ = compiled(
+            (("fsdp", 8),), passes=passes, gradient_passes=k, unroll=True
+        )  # fmt: skip
+        return sum(kind == "all-gather" for kind, _ in program.collectives)
+
+    once, twice = (gathers(4, k) - gathers(3, k) for k in (1, None))
+    assert 0 < once
+    assert twice == 2 * once
 
 
 def test_a_device_holds_its_share_of_parameters_and_optimizer_state():
