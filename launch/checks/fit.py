@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import time
+from typing import Any
 
 import jax
 import jax.extend
@@ -26,8 +27,8 @@ def check_mesh(config: ExperimentConfig, num_devices: int) -> list[Finding]:
     try:
         data, fsdp = sharding.mesh_shape(config, num_devices)
     except ConfigError as error:
-        seen, _, nearest = str(error).partition("; ")
-        return [wrong("mesh", seen, nearest or "choose a mesh that fits")]
+        seen, _, nearest = str(error).partition("; the nearest is ")
+        return [wrong("mesh", seen, f"take {nearest}" if nearest else "take a mesh that fits")]
     rows = config.training.batch_size // (data * fsdp * config.training.parts)
     return [
         ok("mesh", f"data {data} x fsdp {fsdp} over {num_devices} devices, {rows} examples "
@@ -68,6 +69,10 @@ def check_memory(config: ExperimentConfig, num_devices: int, available: int) -> 
         need = memory(config, num_devices)
     except ConfigError:
         return []  # check_mesh has said it
+    return judge_memory(config, need, available)
+
+
+def judge_memory(config: ExperimentConfig, need: Memory, available: int) -> list[Finding]:
     line = (
         f"about {size(need.total)} of {size(available)} a device (state {size(need.state)}, "
         f"gradients {size(need.gradients)}, gathered parameters {size(need.gathered)}, "
@@ -93,6 +98,16 @@ def state_shapes(config: ExperimentConfig) -> TrainState:
     return jax.eval_shape(lambda: init_train_state(config.model, config.training))
 
 
+def state_on_device(config: ExperimentConfig, num_devices: int) -> TrainState:
+    """The shapes of a device's share."""
+    mesh: Any = AbstractMesh(sharding.mesh_shape(config, num_devices), sharding.AXES)
+    state = state_shapes(config)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(place.shard_shape(leaf.shape), leaf.dtype),
+        state, sharding.of_state(mesh, state),
+    )  # fmt: skip
+
+
 def num_bytes(tree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -104,14 +119,10 @@ def memory(config: ExperimentConfig, num_devices: int) -> Memory:
     within one window, pass or block.
     """
     data, fsdp = sharding.mesh_shape(config, num_devices)
-    mesh = AbstractMesh((data, fsdp), sharding.AXES)
-    state = state_shapes(config)
-    here = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(place.shard_shape(leaf.shape), leaf.dtype),
-        state, sharding.of_state(mesh, state),
-    )  # fmt: skip
+    here = state_on_device(config, num_devices)
     rows = config.training.batch_size // (data * fsdp * config.training.parts)
-    whole = num_bytes(state.params)
+    params = state_shapes(config).params
+    whole = num_bytes(params)
     gathered = 0
     if fsdp > 1:
         once = 2 * whole  # with their gradients
@@ -120,7 +131,7 @@ def memory(config: ExperimentConfig, num_devices: int) -> Memory:
         state=num_bytes(here),
         gradients=num_bytes(here.params),
         gathered=gathered,
-        activations=_activations(config, state.params, rows),
+        activations=_activations(config, params, rows),
     )
 
 

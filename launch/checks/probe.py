@@ -2,7 +2,9 @@
 
 JAX aborts a process whose peers do not come, and a device that another program holds may never
 answer: the child may die or hang, and the doctor says in which stage. Its standard output has a
-line of JSON for each stage that begins, and for each finding.
+line of JSON for each stage that begins, and for each finding. Its argument is a dictionary in JSON:
+config, workdir and topology, or null; cluster, the arguments of `jax.distributed.initialize`, or
+null; join, or else look at this process alone; wait, the seconds for others to join.
 """
 
 import dataclasses
@@ -19,58 +21,46 @@ from launch.checks import Finding, fit, folder, ok, skipped, wrong
 from sleepnet.config import from_dict
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the child is to look at; config None: the devices alone."""
-
-    config: dict[str, Any] | None
-    workdir: str | None
-    topology: str | None
-    coordinator_address: str | None
-    num_processes: int | None
-    process_id: int | None
-    join: bool  # or, where another process is missing, look at this one alone
-    seconds: int  # for others to join
-
-
 def main():
-    plan = Plan(**json.loads(sys.argv[1]))
-    if plan.join:
-        _begin("join", plan.seconds + 5)
-        _tell(*_join(plan))
+    plan = json.loads(sys.argv[1])
+    if plan["join"]:
+        _begin("join", plan["wait"] + 5)
+        _tell(*_join(plan["cluster"] or {}, plan["wait"]))
     _begin("devices", 30)
     _tell(*_devices())
-    if plan.config is None:
+    if plan["config"] is None:
         return
-    config = from_dict(plan.config)
-    if plan.topology:
-        kind, num_devices = chips.parse_topology(plan.topology)
-        available = chips.MEMORY[kind]
-    else:
-        num_devices, available = jax.device_count(), fit.device_memory(jax.local_devices()[0])
-        if not plan.join and plan.num_processes:
-            num_devices *= plan.num_processes
+    config = from_dict(plan["config"])
+    num_devices, available = _judged_for(plan)
     _begin("data", 20)
     _tell(*fit.check_data(config))
     _begin("mesh", 10)
     _tell(*fit.check_mesh(config, num_devices))
-    if plan.workdir and "://" not in plan.workdir:
+    if plan["workdir"] is not None:
         _begin("disk", 20)
         needed = fit.num_bytes(fit.state_shapes(config))
-        _tell(*folder.check_room(plan.workdir, needed, config.training.checkpoints_kept))
+        _tell(*folder.check_room(plan["workdir"], needed, config.training.checkpoints_kept))
     _begin("memory", 30)
     _tell(*fit.check_memory(config, num_devices, available))
 
 
-def _join(plan) -> list[Finding]:
-    """JAX's own joining, with the coordinator given or one that JAX finds by itself."""
+def _judged_for(plan: dict[str, Any]) -> tuple[int, int]:
+    """How many devices, and the bytes of memory of each."""
+    if plan["topology"] is not None:
+        kind, num_devices = chips.parse_topology(plan["topology"])
+        return num_devices, chips.MEMORY[kind]
+    num_devices = jax.device_count()
+    if not plan["join"]:  # alone, though others belong to it
+        num_devices *= plan["cluster"]["num_processes"]
+    return num_devices, fit.device_memory(jax.local_devices()[0])
+
+
+def _join(cluster: dict[str, Any], wait: int) -> list[Finding]:
+    """JAX's own joining, with the coordinator that was given or one that JAX finds by itself."""
     try:
-        jax.distributed.initialize(
-            plan.coordinator_address, plan.num_processes, plan.process_id,
-            initialization_timeout=plan.seconds,
-        )  # fmt: skip
+        jax.distributed.initialize(**cluster, initialization_timeout=wait)
     except ValueError as error:
-        if plan.coordinator_address is None and "coordinator_address" in str(error):
+        if not cluster and "coordinator_address" in str(error):
             return [skipped("join", "one process: no coordinator is given, and JAX finds none")]
         return [wrong("join", str(error), "see --coordinator_address, --num_processes and "
                       "--process_id")]  # fmt: skip

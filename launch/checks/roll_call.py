@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from launch.checks import Deadline, Finding, ok, wrong
 
@@ -118,7 +119,7 @@ class Host:
 
 
 def attend(
-    address: str, own: Card, seconds: float, sees: Callable[[str], bool | None]
+    address: str, own: Card, seconds: float, sees: Callable[[str], Any]
 ) -> tuple[str, list[Card]]:
     """The token of process 0 and the cards of all who came, by process.
 
@@ -233,9 +234,9 @@ def _alike(roll):
 def _shared(roll):
     blind = [card.name for card in roll if card.sees is False]
     if blind:
-        return [wrong("shared", f"{', '.join(blind)}: does not see what process 0 writes in its "
-                      "--workdir", "name a folder on a file system that all machines mount, such as "
-                      "NFS or a bucket")]  # fmt: skip
+        seen = f"{', '.join(blind)}: does not see what process 0 writes in its --workdir"
+        remedy = "name a folder that all machines mount, such as NFS or a bucket"
+        return [wrong("shared", seen, remedy)]
     if len(roll) == 1 or any(card.sees is None for card in roll):
         return []
     return [ok("shared", "all see the workdir of process 0")]

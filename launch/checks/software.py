@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from launch.checks import Finding, ok, wrong
 
 SHOWN = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Whose requirements must be met: ours, and those of jax, which names the jaxlib and libtpu it takes.
+# Whose requirements must be met; jax names the jaxlib and libtpu that it takes.
 WHOSE = ("sleepnet", "jax")
 EXTRAS = ("tpu", "cuda13")
 OLDEST_PYTHON = (3, 11)
@@ -50,8 +50,9 @@ def mismatches(name: str, requirements: Iterable[str], version_of) -> Iterable[s
     What belongs to an extra, as libtpu to jax[tpu], may be missing; where it is there, it must fit.
     """
     for required in map(Requirement, requirements):
-        optional = required.marker is not None and not required.marker.evaluate({"extra": ""})
-        if optional and not any(required.marker.evaluate({"extra": extra}) for extra in EXTRAS):
+        belongs = [_applies(required, extra) for extra in ("", *EXTRAS)]
+        optional = not belongs[0]
+        if not any(belongs):
             continue
         version = version_of(required.name)
         if version is None:
@@ -59,6 +60,10 @@ def mismatches(name: str, requirements: Iterable[str], version_of) -> Iterable[s
                 yield f"{required.name} is not installed, and {name} needs it"
         elif not required.specifier.contains(version, prereleases=True):
             yield f"{required.name} is {version}, and {name} needs {required.specifier}"
+
+
+def _applies(required: Requirement, extra: str) -> bool:
+    return required.marker is None or required.marker.evaluate({"extra": extra})
 
 
 def _version(name: str) -> str | None:

@@ -14,7 +14,7 @@ from launch.checks import Deadline, Finding, wrong
 # What to do where a stage hangs or dies.
 REMEDIES = {
     "start": "run python -c 'import jax' and see what it says",
-    "join": "start all processes within half a minute of each other; where one ended, see its words",
+    "join": "start all processes within a quarter of a minute; where one ended, see its words",
     "devices": "another program may hold the devices (on a TPU: lsof /dev/accel* /dev/vfio/*; on a "
     "GPU: nvidia-smi): end it, or restart the machine",
     "exchange": "the machines reach the coordinator, and their devices not each other: see the "
@@ -38,7 +38,8 @@ def watch(command: list[str], seconds: float) -> Iterator[Finding]:
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
         )
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(child.stdout, lines), daemon=True).start()
+        reader = threading.Thread(target=_read, args=(child.stdout, lines), daemon=True)
+        reader.start()
         try:
             while True:
                 left = min(whole.left(), limit.left())
@@ -60,12 +61,14 @@ def watch(command: list[str], seconds: float) -> Iterator[Finding]:
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            child.wait()
+            reader.join()
 
 
 def _read(stream, lines):
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 
