@@ -6,8 +6,8 @@
         --coordinator_address=HOST:PORT --num_processes=2 --process_id=K
 
 The last on every machine at once, as launch.train, before it; where JAX finds the cluster by itself
-(Cloud TPU, Slurm, GKE), without those three. Exit codes: 0 all is well, 1 something is wrong, 2 the
-command itself is.
+(Cloud TPU, Slurm, GKE), --distributed in place of those three. Exit codes: 0 all is well,
+1 something is wrong, 2 the command itself is.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from sleepnet.config import ConfigError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Of a cluster that JAX knows by itself.")
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the launch.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "This one's, from 0.", lower_bound=0)
@@ -39,6 +40,7 @@ def main(_):
         config=_CONFIG.value and (lambda: cli.experiment_config(_CONFIG.value)),
         workdir=_WORKDIR.value,
         cluster=_cluster(_ADDRESS.value, _PROCESSES.value, _PROCESS.value),
+        detect=_DISTRIBUTED.value,
         topology=_TOPOLOGY.value,
         wait=_WAIT.value,
     )
@@ -67,8 +69,8 @@ def _cluster(address: str | None, processes: int | None, process: int | None) ->
         return None
     if address is None or processes is None or process is None:
         raise ConfigError(
-            "--coordinator_address, --num_processes and --process_id go together; or leave all "
-            "out, and JAX finds its cluster where it can (Cloud TPU, Slurm, GKE)"
+            "--coordinator_address, --num_processes and --process_id go together; or give "
+            "--distributed alone where JAX finds its cluster by itself (Cloud TPU, Slurm, GKE)"
         )
     if process >= processes:
         raise ConfigError(f"--process_id must lie in 0..{processes - 1}; got {process}")

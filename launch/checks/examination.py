@@ -41,7 +41,7 @@ class Launch:
     """What is to be looked at.
 
     config: makes the config, or raises ConfigError; None: none was named.
-    cluster: None: this process alone, or one that JAX finds by itself.
+    cluster: None: this process alone, or, with `detect`, one that JAX finds by itself.
     topology: of the TPUs that mesh and memory are judged for; None: the devices here.
     wait: seconds for other processes to come.
     """
@@ -49,6 +49,7 @@ class Launch:
     config: Callable[[], ExperimentConfig] | None = None
     workdir: str | None = None
     cluster: Cluster | None = None
+    detect: bool = False
     topology: str | None = None
     wait: float = PATIENCE
 
@@ -76,7 +77,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "workdir": workdir,
         "topology": launch.topology,
         "cluster": launch.cluster and dataclasses.asdict(launch.cluster),
-        "join": together,
+        "join": together and (launch.detect or launch.cluster is not None),
         "wait": round(launch.wait),
     }
     command = [sys.executable, "-m", "launch.checks.probe", json.dumps(plan)]

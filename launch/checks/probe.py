@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from launch import chips
-from launch.checks import Finding, fit, folder, ok, skipped, wrong
+from launch.checks import Finding, fit, folder, ok, wrong
 from sleepnet.config import from_dict
 
 
@@ -50,7 +50,7 @@ def _judged_for(plan: dict[str, Any]) -> tuple[int, int]:
         kind, num_devices = chips.parse_topology(plan["topology"])
         return num_devices, chips.MEMORY[kind]
     num_devices = jax.device_count()
-    if not plan["join"]:  # alone, though others belong to it
+    if plan["cluster"] and not plan["join"]:  # alone, though others belong to it
         num_devices *= plan["cluster"]["num_processes"]
     return num_devices, fit.device_memory(jax.local_devices()[0])
 
@@ -60,10 +60,8 @@ def _join(cluster: dict[str, Any], wait: int) -> list[Finding]:
     try:
         jax.distributed.initialize(**cluster, initialization_timeout=wait)
     except ValueError as error:
-        if not cluster and "coordinator_address" in str(error):
-            return [skipped("join", "one process: no coordinator is given, and JAX finds none")]
-        return [wrong("join", str(error), "see --coordinator_address, --num_processes and "
-                      "--process_id")]  # fmt: skip
+        lost = "JAX finds no cluster here by itself" if not cluster else str(error)
+        return [wrong("join", lost, "see --coordinator_address, --num_processes and --process_id")]
     return []
 
 

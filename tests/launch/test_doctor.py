@@ -271,7 +271,8 @@ def test_the_memory_estimate_is_near_what_xla_takes(remat):
     )
     batch = jax.tree.map(lambda x: np.stack([x] * 8), task.example("train", 0))
     like = jax.eval_shape(lambda: init_train_state(model, config.training))
-    took = step.lower(like, batch).compile().memory_analysis()
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes
+        took = step.lower(like, batch).compile().memory_analysis()
     taken = took.temp_size_in_bytes + took.argument_size_in_bytes
     assert taken / fit.UNCERTAIN < fit.memory(config, 1).total < taken * fit.UNCERTAIN
 
