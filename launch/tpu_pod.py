@@ -44,7 +44,8 @@ _DOWN = flags.DEFINE_bool("down", False, "Delete the machines and the request; n
 def main(argv):
     pod = _pod(argv[1:])
     life = Life(pod, say=lambda line: print(f"-- {line}", flush=True))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: it, too, must say so
+    for number in (signal.SIGINT, signal.SIGTERM):  # neither leaves anything behind in silence
+        signal.signal(number, signal.default_int_handler)
     try:
         if _DOWN.value:
             life.give_back()
