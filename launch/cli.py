@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, from_dict, nearest
 from sleepnet.storage import StorageError
 
+flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
 USER_ERRORS = (ConfigError, StorageError)
 
 

@@ -22,7 +22,7 @@ from launch.checks import (
 )
 from sleepnet.config import ConfigError, ExperimentConfig
 
-SECONDS = 55.0  # for all that is looked at, while `Launch.wait` is PATIENCE
+SECONDS = 50.0  # for all that is looked at, while `Launch.wait` is PATIENCE
 PATIENCE = 15.0
 APART = ("alike", "shared", "clocks")  # checks of the roll that do not keep JAX from joining
 
@@ -79,6 +79,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "cluster": launch.cluster and dataclasses.asdict(launch.cluster),
         "join": together and (launch.detect or launch.cluster is not None),
         "wait": round(launch.wait),
+        "facts": _facts(config),
     }
     command = [sys.executable, "-m", "launch.checks.probe", json.dumps(plan)]
     yield from supervise.watch(command, deadline.left())

@@ -4,21 +4,29 @@ JAX aborts a process whose peers do not come, and a device that another program 
 answer: the child may die or hang, and the doctor says in which stage. Its standard output has a
 line of JSON for each stage that begins, and for each finding. Its argument is a dictionary in JSON:
 config, workdir and topology, or null; cluster, the arguments of `jax.distributed.initialize`, or
-null; join, or else look at this process alone; wait, the seconds for others to join.
+null; join, or else look at this process alone; wait, the seconds for others to join; facts, of
+this process's card.
 """
 
+import contextlib
 import dataclasses
 import json
+import secrets
 import socket
 import sys
+import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from launch import chips
-from launch.checks import Finding, fit, folder, ok, wrong
+from launch.checks import Finding, fit, folder, ok, roll_call, wrong
+from launch.checks.roll_call import Card
 from sleepnet.config import from_dict
+
+LONGEST = 2048  # bytes of a card
 
 
 def main():
@@ -28,6 +36,9 @@ def main():
         _tell(*_join(plan["cluster"] or {}, plan["wait"]))
     _begin("devices", 30)
     _tell(*_devices())
+    if jax.process_count() > 1:
+        _begin("exchange", 30)
+        _tell(*_exchange(plan))
     if plan["config"] is None:
         return
     config = from_dict(plan["config"])
@@ -72,14 +83,40 @@ def _devices() -> list[Finding]:
         ok("devices", f"{len(local)} x {kinds} on {socket.gethostname()}, "
            f"{jax.device_count()} in all, process {jax.process_index()} of {jax.process_count()}")
     ]  # fmt: skip
-    if jax.process_count() > 1:
-        _begin("exchange", 30)
-        ids = multihost_utils.process_allgather(jax.numpy.int32(jax.process_index()))
-        if sorted(ids.ravel().tolist()) != list(range(jax.process_count())):
-            return [*found, wrong("exchange", f"an all-gather gave {ids.tolist()}",
-                                  "the network between the devices is broken")]  # fmt: skip
-        found.append(ok("exchange", f"an all-gather over {jax.process_count()} processes is right"))
     return found
+
+
+def _exchange(plan: dict[str, Any]) -> list[Finding]:
+    """Whether the processes reach each other's devices; and, where JAX found them and no roll was
+    called, what the roll call would have told."""
+    index, count = jax.process_index(), jax.process_count()
+    with contextlib.ExitStack() as stack:
+        token = secrets.token_hex(8)
+        if index == 0 and plan["workdir"] is not None:
+            stack.enter_context(folder.marked(plan["workdir"], token))
+        token = _gather(token)[0]
+        sees = plan["workdir"] and folder.sees_mark(plan["workdir"], token)
+        own = dataclasses.replace(roll_call.card(index, count, plan["facts"]), sees=sees)
+        multihost_utils.sync_global_devices("all tell their time at once")
+        own = dataclasses.replace(own, clock=time.time())
+        roll = [Card(**json.loads(text)) for text in _gather(json.dumps(dataclasses.asdict(own)))]
+    if [card.process for card in roll] != list(range(count)):
+        seen = f"an all-gather brought the cards of {[card.name for card in roll]}"
+        return [wrong("exchange", seen, "the network between the devices is broken")]
+    found = [ok("exchange", f"an all-gather over {count} processes is right")]
+    if plan["cluster"] is None:
+        first = roll[0].clock
+        roll = [dataclasses.replace(card, clock=card.clock - first) for card in roll]
+        found += roll_call.findings(roll, count)
+    return found
+
+
+def _gather(text: str) -> list[str]:
+    """The texts of all processes, in their order."""
+    mine = np.zeros(LONGEST, np.uint8)
+    data = text.encode()
+    mine[: len(data)] = list(data)
+    return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(mine)]
 
 
 def _begin(stage: str, seconds: float):

@@ -342,7 +342,8 @@ class Doctor:
         return self.process.returncode, {finding["check"]: finding for finding in found}
 
 
-def doctor(*arguments, path=None):
+def doctor(*arguments, path=None, slurm=None):
+    """Args: path of modules to be found first; slurm: (job, process, processes), as srun tells."""
     command = [
         sys.executable, "-m", "launch.doctor", "--json", "--config=experiments/depo_small.py",
         "--config.model.d_model=16", "--config.model.passes=2", *map(str, arguments),
@@ -350,6 +351,10 @@ def doctor(*arguments, path=None):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
+    if slurm is not None:
+        told = zip(("JOB_ID", "PROCID", "NTASKS"), slurm, strict=True)
+        environment |= {f"SLURM_{name}": str(value) for name, value in told}
+        environment |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -406,14 +411,20 @@ def test_one_missing_worker_is_named(tmp_path):
         assert "3 x 1 x 1" in found["mesh"]["seen"] or "6 x 1 x 1" in found["mesh"]["seen"]
 
 
-@pytest.mark.slow
-def test_a_clock_that_is_off_is_named(tmp_path):
-    """Process 1 lives 40 s behind: the only thing that is wrong."""
+def shifted_clock(tmp_path):
+    """A path that makes Python live 40 s behind."""
     shifted = tmp_path / "shifted"
     shifted.mkdir()
     (shifted / "sitecustomize.py").write_text(
         "import time\nhere = time.time\ntime.time = lambda: here() - 40\n"
     )
+    return shifted
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_off_is_named(tmp_path):
+    """Process 1 lives 40 s behind: the only thing that is wrong."""
+    shifted = shifted_clock(tmp_path)
     port, workdir = free_port(), tmp_path / "run"
     right = doctor(f"--workdir={workdir}", *cluster(port, 2, 0))
     late = doctor(f"--workdir={workdir}", *cluster(port, 2, 1), path=shifted)
@@ -423,6 +434,31 @@ def test_a_clock_that_is_off_is_named(tmp_path):
         assert [check for check in found if found[check]["status"] == "wrong"] == ["clocks"]
         assert "that of process 1 (" in found["clocks"]["seen"]
         assert "is 40 s behind process 0" in found["clocks"]["seen"]
+
+
+@pytest.mark.slow
+def test_processes_that_jax_finds_by_itself_are_judged_too(tmp_path):
+    """Two tasks of Slurm, one with a clock that is off: told after they have joined."""
+    shifted = shifted_clock(tmp_path)
+    job, workdir = os.getpid(), f"--workdir={tmp_path / 'run'}"
+    right = doctor(workdir, "--distributed", slurm=(job, 0, 2))
+    late = doctor(workdir, "--distributed", slurm=(job, 1, 2), path=shifted)
+    for process in (right, late):
+        code, found = process.findings()
+        assert code == 1
+        assert [check for check in found if found[check]["status"] == "wrong"] == ["clocks"]
+        assert "is 40 s behind process 0" in found["clocks"]["seen"]
+        assert found["shared"]["status"] == "ok"
+        assert "over 4 devices" in found["mesh"]["seen"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slurm", [True, False], ids=["one is missing", "no cluster"])
+def test_a_cluster_of_jaxs_own_that_does_not_come_together_is_told(tmp_path, slurm):
+    """JAX aborts and names nobody; the doctor says that this is where it stands."""
+    told = (os.getpid(), 0, 2) if slurm else None
+    code, found = doctor(f"--workdir={tmp_path}", "--distributed", slurm=told).findings()
+    assert code == 1 and found["join"]["status"] == "wrong" and found["join"]["advice"]
 
 
 @pytest.mark.slow
