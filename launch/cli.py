@@ -20,6 +20,7 @@ from sleepnet.config import (
 )
 from sleepnet.storage import StorageError
 
+flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
 USER_ERRORS = (ConfigError, StorageError)
 
 
