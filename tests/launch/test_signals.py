@@ -93,7 +93,7 @@ def test_training_leaves_a_checkpoint_within_the_grace_time(phase, number, tmp_p
     )  # fmt: skip
     for line in program.stderr:  # notices, then rows
         if phase == "compile" and line.startswith("compiled programs are kept"):
-            wait_for(tmp_path / "run" / "metrics.jsonl", program)
+            wait_for(tmp_path / "run" / "checkpoints" / "0", program)
             time.sleep(2)  # tracing has begun, and compiling comes next
             break
         if line.startswith("step 1/"):
