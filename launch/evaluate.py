@@ -10,9 +10,10 @@ import pathlib
 from absl import flags
 
 from launch import cli
+from launch.signals import Signals
 from sleepnet.config import ConfigError
 from sleepnet.evaluation import markdown, record
-from sleepnet.training.loop import load_config, load_params
+from sleepnet.training.workdir import load_config, load_params
 
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; may be given several times.", required=True
@@ -27,6 +28,7 @@ _AGAIN = flags.DEFINE_bool("again", False, "Measure even what evaluation.json al
 
 
 def main(_):
+    Signals()  # ends at once: evaluation.json is replaced when all is measured, and whole till then
     for workdir in map(pathlib.Path, _WORKDIR.value):
         stored = _evaluate(workdir, _passes(_PASSES.value))
         measured = "loss" if "loss" in stored["results"][0] else "answers right"

@@ -27,6 +27,8 @@ CONV_INITS = ("identity", "uniform")
 MLPS = ("gelu", "swiglu")
 GATHERS = ("block", "step")
 SCHEDULES = ("constant", "cosine")
+ON_BAD_STEP = ("stop", "skip", "rollback")
+ON_SAVE_ERROR = ("stop", "continue")
 MAX_SEED = 2**63 - 1
 MAX_CHUNK = 1024  # beyond it, sums of strong decays are no longer exact
 KERNEL_CHUNKS = (16, 32, 64, 128)  # of the TPU kernel, whose tiles of bfloat16 have 16 rows
@@ -373,6 +375,25 @@ class TrainingConfig:
     log_every: int = 20
     checkpoint_every: int = 200
     checkpoints_kept: int = 3
+    evaluate_every: int = 0  # steps between held-out measurements; 0: never
+    evaluate_examples: int = 256
+    best_kept: int = 0  # checkpoints of the highest held-out accuracy, besides the newest
+
+    # A bad step has a loss or gradient that is not finite, or one that is `spike_factor` times the
+    # median of the last good steps (0: never). The run stops; or leaves the update out; or goes
+    # back to a checkpoint at least `rollback_steps` before it, and on with the batches after it.
+    on_bad_step: str = "stop"
+    spike_factor: float = 0.0
+    spike_window: int = 64
+    skips_in_a_row: int = 10  # so many are allowed, then the run stops
+    rollback_steps: int = 50
+    rollbacks: int = 3  # likewise
+
+    on_save_error: str = "stop"  # when a disk is full, say: stop, or continue and try again
+    stall_seconds: float = (
+        600.0  # without a step, or any other sign of life, are reported; 0: never
+    )
+    stall_stops: bool = False  # the program then ends, for whoever starts it again
 
     def __post_init__(self):
         _check_types(self)
@@ -380,10 +401,30 @@ class TrainingConfig:
         _positive(self, "clip_norm", "log_every", "checkpoint_every", "checkpoints_kept")
         _in_range(self, "seed", 0, MAX_SEED)
         _not_negative(self, "muon_weight_decay", "adam_weight_decay", "warmup_steps")
+        _positive(self, "evaluate_examples", "spike_window", "rollback_steps", "skips_in_a_row")
+        _not_negative(self, "evaluate_every", "best_kept", "spike_factor", "rollbacks")
+        _not_negative(self, "stall_seconds")
         _one_of(self, "schedule", SCHEDULES)
+        _one_of(self, "on_bad_step", ON_BAD_STEP)
+        _one_of(self, "on_save_error", ON_SAVE_ERROR)
         _in_range(self, "decay_fraction", 0.0, 1.0)
         _in_range(self, "adam_b2", 0.0, 1.0)
         _divides(self, "parts", "batch_size")
+        if 0 < self.spike_factor <= 1:
+            raise ConfigError(
+                f"spike_factor must be above 1, or 0 for never; got {self.spike_factor}"
+            )
+        if self.best_kept and not self.evaluate_every:
+            raise ConfigError(
+                f"best_kept={self.best_kept} needs evaluate_every above 0: the best are known by "
+                f"their held-out accuracy"
+            )
+        if self.evaluate_every % self.log_every:
+            near = max(1, round(self.evaluate_every / self.log_every)) * self.log_every
+            raise ConfigError(
+                f"evaluate_every must be a multiple of log_every={self.log_every}; got "
+                f"{self.evaluate_every}; the nearest is {near}"
+            )
         if self.warmup_steps >= self.steps:
             raise ConfigError(
                 f"warmup_steps must be below steps={self.steps}; got {self.warmup_steps}"

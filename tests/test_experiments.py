@@ -61,7 +61,7 @@ def test_one_training_step_lowers_at_full_size(name):
     )
     _, metrics = step.lower(state, batch).out_info
     assert {key: value.shape for key, value in metrics.items()} == dict.fromkeys(
-        ("loss", "accuracy", "grad_norm"), ()
+        ("loss", "accuracy", "grad_norm", "bad", "bad_so_far", "bad_in_a_row"), ()
     )
 
 

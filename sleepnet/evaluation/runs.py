@@ -8,8 +8,8 @@ import pathlib
 from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation import record
 from sleepnet.storage import StorageError
-from sleepnet.training.loop import FREE_FIELDS, FREE_SECTION, STARTS, load_config
-from sleepnet.training.metrics import METRICS, TIMING, read_rows
+from sleepnet.training.metrics import METRICS, TIMING, read_metrics, read_rows
+from sleepnet.training.workdir import FREE_FIELDS, FREE_SECTIONS, STARTS, load_config
 
 # Within a group, runs differ in these alone.
 _VARIED = (("training", "seed"), ("model", "passes"), ("model", "gradient_passes"))
@@ -70,7 +70,8 @@ class Run:
     def shared_config(self) -> dict:
         """What it has in common with its group: all that its numbers depend on but N, k, seed."""
         sections = self.config.to_dict()
-        del sections[FREE_SECTION]
+        for section in FREE_SECTIONS:
+            del sections[section]
         for section, field in (*FREE_FIELDS, *_VARIED):
             del sections[section][field]
         return sections
@@ -89,7 +90,7 @@ def load_run(workdir: pathlib.Path) -> Run:
             f"{workdir} is a run on text: the report tells of answers by depth, and text has none; "
             f"launch.evaluate prints its loss, perplexity and bits per byte"
         )
-    metrics = _up_to(evaluation["step"], read_rows(workdir / METRICS))
+    metrics = _up_to(evaluation["step"], read_metrics(workdir))
     if not metrics:
         raise StorageError(
             f"{workdir / METRICS} has no row up to step {evaluation['step']}: the run is damaged"
