@@ -10,8 +10,8 @@ from launch.sweeps.space import Run
 from sleepnet import storage
 from sleepnet.evaluation import record
 from sleepnet.evaluation.markdown import table
-from sleepnet.training.loop import CONFIG, FREE_SECTION
 from sleepnet.training.metrics import METRICS, TIMING, read_rows
+from sleepnet.training.workdir import CONFIG, FREE_SECTIONS
 
 DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
 ROWS, TABLE, LOG = "sweep.jsonl", "sweep.md", "train.log"
@@ -46,7 +46,7 @@ def is_done(run: Run, workdir: pathlib.Path) -> bool:
 
 def _same(stored: dict, wanted: dict) -> bool:
     wanted = json.loads(json.dumps(wanted))  # tuples become lists
-    return all(stored.get(name) == wanted[name] for name in wanted if name != FREE_SECTION)
+    return all(stored.get(name) == wanted[name] for name in wanted if name not in FREE_SECTIONS)
 
 
 def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:
