@@ -12,6 +12,7 @@ import numpy as np
 
 from sleepnet import flops, storage, tasks
 from sleepnet.config import ExperimentConfig, from_dict
+from sleepnet.model import init_params
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import MetricsWriter
 from sleepnet.training.step import TrainState, init_train_state, make_train_step
@@ -126,8 +127,8 @@ def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, in
             raise storage.StorageError(
                 f"{workdir} has no checkpoint of step {step}; it has {steps}"
             )
-        like = jax.eval_shape(lambda: init_train_state(config.model, config.training))
-        return checkpoints.restore(like, step).params, step
+        like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+        return checkpoints.restore_params(like, step), step
 
 
 def _run(config, task, train_step, state, checkpoints, writer, clock, on_progress, should_stop):
@@ -160,6 +161,7 @@ def _check_finite(metrics, step, checkpoints) -> dict[str, float]:
     values = {key: float(value) for key, value in jax.device_get(metrics).items()}
     bad = [key for key, value in values.items() if not np.isfinite(value)]
     if bad:
+        checkpoints.wait()
         saved = [s for s in checkpoints.steps() if s < step]
         back = f"go back to {checkpoints.path(saved[-1])}" if saved else "no checkpoint is older"
         raise TrainingError(
