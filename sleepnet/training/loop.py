@@ -115,7 +115,9 @@ class _Run:
         self.held_out = HeldOut(config, self.task, self.mesh, self.votes)
         self.pace = Pace(config, self.task)
         self.rollbacks = Rollbacks(workdir)
-        self.checkpoints = Checkpoints(workdir, self.training.checkpoints_kept)
+        self.checkpoints = Checkpoints(
+            workdir, self.training.checkpoints_kept, self.training.best_kept
+        )
         self.writer: Any = NoMetricsWriter()
         self.program: Any = None
         self.clock = Clock(workdir)
@@ -200,7 +202,8 @@ class _Run:
             done, waiting = done + 1, metrics
             self.profile.after(done, metrics)
             self.pace.ticked()
-            self.heed(self.checkpoints.check)
+            if self.votes.alone:  # with others, all learn of it at the next save
+                self.heed(self.checkpoints.check)
             stopping = self.votes.asked() or stopping
             if stopping or self.evaluates(done) or self.saves(done):
                 stopping = self.look_at(done, waiting) or stopping
@@ -231,6 +234,7 @@ class _Run:
             "skip": f" (training.skips_in_a_row={self.training.skips_in_a_row} before it, too)",
             "rollback": f" (after training.rollbacks={self.training.rollbacks})",
         }[policy]
+        self.heed(self.checkpoints.wait)
         saved = [s for s in self.checkpoints.steps() if s < step]
         back = f"go back to {self.checkpoints.path(saved[-1])}" if saved else "none is older"
         raise TrainingError(
@@ -242,7 +246,7 @@ class _Run:
     def rolled_back(self, bad: _BadStep) -> TrainState:
         """The state to go on from after a bad step, and other batches to come."""
         self.enter("restore", bad.step)
-        self.checkpoints.wait()
+        self.heed(self.checkpoints.wait)
         steps = self.checkpoints.steps()
         to = max(
             (s for s in steps if s <= bad.step - self.training.rollback_steps), default=steps[0]
@@ -304,7 +308,11 @@ class _Run:
             self.writer.sync()
             self.checkpoints.save(state, metric=metric, wait=wait)
 
-        self.heed(write)
+        if wait:  # whoever waits relies on it
+            self.heed(self.checkpoints.wait)  # for earlier ones
+            write()
+        else:
+            self.heed(write)
 
     def heed(self, write: Callable[[], None]):
         """Calls it; if it cannot write, the run stops or goes on by `training.on_save_error`."""
