@@ -1,7 +1,7 @@
 """Every choice of a run, as frozen dataclasses that are validated when they are made.
 
-`ModelConfig` describes the network and how it sleeps, `DepoConfig` and
-`Rule110Config` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
+`ModelConfig` describes the network and how it sleeps, `DepoConfig`, `Rule110Config` and
+`TextConfig` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
 `EvaluationConfig` the measurement, and `ExperimentConfig` binds them and checks that they fit.
 
 The paper (Lee et al. 2026, arXiv 2605.26099) leaves much unsaid. What it leaves
@@ -56,6 +56,9 @@ class ModelConfig:
     d_model: int = 256
     window: int = 24  # tokens per window, L
     passes: int = 4  # N; N = 1 is the plain hybrid with eviction
+    # Passes of a window, its last, that gradients reach; in those before, they go back through the
+    # fast weights alone (`sleepnet.sleep.refine`). None: all. Our choice.
+    gradient_passes: int = FOLLOWS
     eviction: str = "hard"  # what leaves at a boundary: all keys and values, or all but L - 1
 
     # Window attention.
@@ -106,6 +109,7 @@ class ModelConfig:
         _check_types(self)
         _positive(self, "vocab_size", "d_model", "window", "passes", "num_heads", "conv_width")
         _positive(self, "mlp_ratio", "norm_eps", "rope_base", "init_scale", "init_embedding_std")
+        _positive_if_given(self, "gradient_passes")
         _positive_if_given(self, "num_kv_heads", "head_dim", "num_key_heads", "num_value_heads")
         _positive_if_given(
             self, "key_dim", "value_dim", "chunk", "chunk_group", "init_residual_scale"
@@ -152,6 +156,10 @@ class ModelConfig:
     def remat_levels(self) -> frozenset[str]:
         """The levels at which the backward pass recomputes the forward pass."""
         return frozenset() if self.remat == "none" else frozenset(self.remat.split("+"))
+
+    def detached_passes(self, passes: int) -> int:
+        """How many of a window's passes, its first, no gradient reaches."""
+        return max(0, passes - (self.gradient_passes or passes))
 
     @property
     def gated(self) -> bool:
@@ -310,8 +318,39 @@ class Rule110Config:
             raise ConfigError(f"steps must rise from 1 or more, such as (4, 8); got {self.steps}")
 
 
-TASKS = {"depo": DepoConfig, "rule110": Rule110Config}
-TaskConfig = DepoConfig | Rule110Config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Text: documents over several windows, every token predicted from those before it.
+
+    A document begins at a window's start, from a newborn mind; one of more than `windows` windows
+    is cut, and each piece begins newborn. Every window is scored, and every window sleeps.
+
+    Files are .jsonl, an object a line, or .array_record: of such objects, or of tokens as
+    `launch.tokenize` writes them.
+    """
+
+    name: str = "text"
+    train_files: tuple[str, ...] = ()  # paths or globs
+    test_files: tuple[str, ...] = ()  # held out
+    text_field: str = "text"  # of the objects
+    tokenizer: str = "bytes"  # or the path of a JSON file of the tokenizers package
+    window: int = 64
+    windows: int = 8  # of each example, W
+    seed: int = 0  # of the order
+    # What was read, file by file; None: as it is found. A run goes on only with the same.
+    fingerprints: tuple[str, ...] = FOLLOWS
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "name", ("text",))
+        _positive(self, "window", "windows")
+        _in_range(self, "seed", 0, MAX_SEED)
+        for path in sorted({*self.train_files} & {*self.test_files}):
+            raise ConfigError(f"test_files: {path!r} is in train_files too, so it is not held out")
+
+
+TASKS = {"depo": DepoConfig, "rule110": Rule110Config, "text": TextConfig}
+TaskConfig = DepoConfig | Rule110Config | TextConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

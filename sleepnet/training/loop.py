@@ -78,10 +78,12 @@ def train(
       TrainingError: a bad step, or too many of them; see `training.on_bad_step`.
     """
     workdir = pathlib.Path(workdir)
+    task = tasks.make(config.task)
+    config = dataclasses.replace(config, task=task.config)  # with what its files were
     if jax.process_index() == 0:
         claim_workdir(config, workdir)
     reports = _Reports(on_progress, on_notice, on_phase, on_stall)
-    run = _Run(config, workdir, reports, should_stop, Profile(workdir, profile_steps))
+    run = _Run(config, task, workdir, reports, should_stop, Profile(workdir, profile_steps))
     with contextlib.closing(run):
         return run.to_the_end()
 
@@ -104,11 +106,12 @@ class _BadStep(Exception):  # noqa: N818, the program is not at fault
 class _Run:
     """One start of a run; its methods stand in the order in which they are called."""
 
-    def __init__(self, config, workdir, reports, should_stop, profile):
-        self.config, self.training, self.workdir = config, config.training, workdir
+    def __init__(self, config, task, workdir, reports, should_stop, profile):
+        self.config, self.training, self.task, self.workdir = (
+            config, config.training, task, workdir
+        )  # fmt: skip
         self.reports, self.profile = reports, profile
         self.leads = jax.process_index() == 0
-        self.task = tasks.make(config.task)
         mesh = make_mesh(config, jax.devices())
         self.mesh = mesh if mesh.size > 1 else None
         self.votes = Votes(self.mesh, should_stop)
@@ -140,7 +143,7 @@ class _Run:
             state = _init(self.config, self.mesh)()
             self.save(state, 0, wait=True)
         else:
-            self.reports.notice(f"resuming from step {int(state.step)}")
+            self.tell(f"resuming from step {int(state.step)}")
         if int(state.step) < self.training.steps or self.lacks_evaluation(int(state.step)):
             self.compile(state)
         while True:
@@ -161,7 +164,7 @@ class _Run:
             )  # fmt: skip
         state, warnings = self.checkpoints.restore_latest(like)
         for warning in warnings:
-            self.reports.notice(warning)
+            self.tell(warning)
         if self.leads:
             self.writer.close()
             self.writer = MetricsWriter(self.workdir, int(state.step) if state else 0)
@@ -180,9 +183,9 @@ class _Run:
             placed = places, sharding.replicated(self.mesh)
         program = jax.jit(with_votes(step), donate_argnums=0, out_shardings=placed)
         like = state, next(self.batches(0, 1)), self.votes.ballots()
-        self.program = Program("training step", program, like, self.reports.notice)
+        self.program = Program("training step", program, like, self.tell)
         if self.training.evaluate_every:
-            self.held_out.compile(state.params, self.reports.notice)
+            self.held_out.compile(state.params, self.tell)
 
     def go_on(self, state: TrainState) -> TrainState:
         """The loop. A step's metrics are looked at while the next one runs."""
@@ -225,7 +228,7 @@ class _Run:
         found = f"{_fault(values)}, on batch {self.rollbacks.batch_of(step)}"
         policy = self.training.on_bad_step
         if policy == "skip" and values["bad_in_a_row"] <= self.training.skips_in_a_row:
-            self.reports.notice(f"step {step}: {found}; its update is left out")
+            self.tell(f"step {step}: {found}; its update is left out")
             return
         if policy == "rollback" and len(self.rollbacks) < self.training.rollbacks:
             raise _BadStep(step, values)
@@ -255,7 +258,7 @@ class _Run:
         batch = self.rollbacks.batch_of(bad.step)
         self.checkpoints.discard_after(to)  # first: they would be resumed without the rollback
         self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm), write=self.leads)
-        self.reports.notice(
+        self.tell(
             f"step {bad.step}: {_fault(bad.values)}, on batch {batch}; going back to step {to}, "
             f"and on with batch {batch + 1}"
         )
@@ -293,9 +296,7 @@ class _Run:
             self.save(state, step, wait=True)
             return True
         self.heed(lambda: self.writer.write(step, measured, {}))
-        if self.leads:
-            told = ", ".join(f"{key} {value:.3f}" for key, value in measured.items())
-            self.reports.notice(f"step {step}: {told}")
+        self.tell(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
         if self.saves(step) or self.training.best_kept:
             self.save(state, step, wait=step == self.training.steps, metric=measured[ACCURACY])
         return False
@@ -339,6 +340,11 @@ class _Run:
     def enter(self, phase: str, step: int):
         self.clock.enter(phase, step)
         self.reports.phase(phase, step)
+
+    def tell(self, notice: str):
+        """What is the same in all processes is told by the first."""
+        if self.leads:
+            self.reports.notice(notice)
 
     def batches(self, done: int, steps: int) -> Iterator[Any]:
         """What the steps done + 1 .. steps take, placed on the devices."""

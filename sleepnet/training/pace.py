@@ -12,8 +12,8 @@ class Pace:
 
     def __init__(self, config: ExperimentConfig, task: Task):
         window_passes = task.window_passes(config.model.passes)
-        forward = flops.rollout_flops(config.model, window_passes, task.scored_per_window)
-        self._flops_per_step = 3 * forward * config.training.batch_size
+        of_row = flops.training_flops(config.model, window_passes, task.scored_per_window)
+        self._flops_per_step = of_row * config.training.batch_size
         self._tokens_per_step = config.training.batch_size * task.num_windows * task.window
         self._first = None
         self._steps = 0

@@ -36,6 +36,7 @@ def score(params, batch, *, model: ModelConfig, window_passes, scored_per_window
     return rollout(
         params, batch.tokens_WL, batch.length_W, batch.targets_WL, batch.mask_WL,
         config=model, window_passes=window_passes, scored_per_window=scored_per_window,
+        reset_BW=batch.reset_W,
     )  # fmt: skip
 
 

@@ -78,4 +78,11 @@ def _differences(stored: dict, wanted: dict):
         for field in sorted(fields.keys() | stored[section].keys()):
             was, now = stored[section].get(field), fields.get(field)
             if was != now and (section, field) not in FREE_FIELDS:
-                yield f"{section}.{field}", was, now
+                yield f"{section}.{field}", *_apart(was, now)
+
+
+def _apart(was, now):
+    """Of two tuples as long as each other, the first elements that differ."""
+    if isinstance(was, tuple) and isinstance(now, tuple) and len(was) == len(now):
+        return next((a, b) for a, b in zip(was, now, strict=True) if a != b)
+    return was, now

@@ -1,0 +1,149 @@
+"""All that the doctor looks at, in the order in which one thing rests on another."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+from launch.checks import (
+    OK,
+    Deadline,
+    Finding,
+    folder,
+    ok,
+    roll_call,
+    skipped,
+    software,
+    supervise,
+    within,
+    wrong,
+)
+from sleepnet.config import ConfigError, ExperimentConfig
+
+SECONDS = 50.0  # for all that is looked at, while `Launch.wait` is PATIENCE
+PATIENCE = 15.0
+APART = ("alike", "shared", "clocks")  # checks of the roll that do not keep JAX from joining
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The processes of a launch, as `jax.distributed.initialize` takes them."""
+
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What is to be looked at.
+
+    config: makes the config, or raises ConfigError; None: none was named.
+    cluster: None: this process alone, or, with `detect`, one that JAX finds by itself.
+    topology: of the TPUs that mesh and memory are judged for; None: the devices here.
+    wait: seconds for other processes to come.
+    """
+
+    config: Callable[[], ExperimentConfig] | None = None
+    workdir: str | None = None
+    cluster: Cluster | None = None
+    detect: bool = False
+    topology: str | None = None
+    wait: float = PATIENCE
+
+
+def examine(launch: Launch) -> Iterator[Finding]:
+    """Findings, one by one; none hangs, and all end within `SECONDS`, unless told to wait longer.
+
+    Where other processes are missing, this one is still looked at, as if they had its devices.
+    """
+    deadline = Deadline(SECONDS + max(0.0, 2 * (launch.wait - PATIENCE)))
+    yield from software.check()
+    findings, config = _read_config(launch.config)
+    yield from findings
+    findings, workdir = _try_workdir(launch.workdir)
+    yield from findings
+    together = True
+    if launch.cluster is not None:
+        for finding in _call_the_roll(launch.cluster, config, workdir, launch.wait):
+            together &= finding.status == OK or finding.check in APART
+            yield finding
+        if not together:
+            yield skipped("join", "not all are there: JAX would wait, and abort")
+    plan = {
+        "config": config and config.to_dict(),
+        "workdir": workdir,
+        "topology": launch.topology,
+        "cluster": launch.cluster and dataclasses.asdict(launch.cluster),
+        "join": together and (launch.detect or launch.cluster is not None),
+        "wait": round(launch.wait),
+        "facts": _facts(config),
+    }
+    command = [sys.executable, "-m", "launch.checks.probe", json.dumps(plan)]
+    yield from supervise.watch(command, deadline.left())
+
+
+def _read_config(make) -> tuple[list[Finding], ExperimentConfig | None]:
+    """The config, after its task has made an example of each split: so its data is reachable."""
+    if make is None:
+        why = "no --config: data, mesh, memory and disk are not judged"
+        return [skipped("config", why)], None
+    made = []
+
+    def look():
+        try:
+            config = make()
+        except (ConfigError, OSError) as error:
+            return [wrong("config", str(error), "mend it, as the message says")]
+        made.append(config)
+        about = (
+            f"{config.task.name}, pattern {config.model.pattern}, N = {config.model.passes}, "
+            f"{config.training.steps} steps of {config.training.batch_size} examples"
+        )
+        return [ok("config", about)]
+
+    findings = within(20, "config", look, "its data does not answer: see where config.task reads")
+    return findings, (made[0] if made else None)
+
+
+def _try_workdir(workdir: str | None) -> tuple[list[Finding], str | None]:
+    """The workdir comes back where it can be used."""
+    if workdir is None:
+        return [skipped("workdir", "no --workdir")], None
+    advice = "the file system does not answer: see its mount, or name another --workdir"
+    findings = within(10, "workdir", lambda: folder.check(workdir), advice)
+    return findings, (workdir if findings[0].status == OK else None)
+
+
+def _call_the_roll(cluster: Cluster, config, workdir, wait: float) -> Iterator[Finding]:
+    address, processes = cluster.coordinator_address, cluster.num_processes
+    own = roll_call.card(cluster.process_id, processes, _facts(config))
+    try:
+        with contextlib.ExitStack() as stack:
+            host = roll_call.Host(address, processes, wait) if own.process == 0 else None
+            if host is not None:
+                if workdir is not None:
+                    stack.enter_context(folder.marked(workdir, host.token))
+                stack.enter_context(host)
+            token, roll = roll_call.attend(
+                address, own, wait, lambda token: workdir and folder.sees_mark(workdir, token)
+            )
+            if host is not None and token != host.token:
+                seen = f"{address} is another machine than that of process 0"
+                yield wrong("coordinator", seen, "name the machine that runs --process_id=0")
+                return
+            yield ok("coordinator", f"{address} answers")
+            yield from roll_call.findings(roll, processes)
+    except roll_call.RollCallError as error:
+        yield wrong("coordinator", error.seen, error.advice)
+
+
+def _facts(config) -> dict[str, str]:
+    """What must be the same in every process."""
+    facts = software.versions()
+    if config is not None:
+        text = json.dumps(config.to_dict(), sort_keys=True)
+        facts["config"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return facts

@@ -1,0 +1,485 @@
+"""A launch that cannot work is told so within a minute, by name, with what to do about it."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import chips
+from launch.checks import OK, WRONG, fit, folder, roll_call, software, supervise, within
+from launch.checks.roll_call import Card, Host, RollCallError, attend
+from sleepnet import sharding, tasks
+from sleepnet.config import (
+    ConfigError,
+    DepoConfig,
+    ExperimentConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from sleepnet.training.step import init_train_state, make_train_step
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+BOUND = 60  # seconds in which it must have spoken
+
+
+def card(process, processes=2, **changes):
+    changes = {"facts": {"jax": "0.10.2"}} | changes
+    return Card(process=process, processes=processes, host=f"host{process}", pid=process, **changes)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def told(findings, check):
+    """What is said of one check; that it is wrong, what is seen, and the advice."""
+    [finding] = [finding for finding in findings if finding.check == check]
+    return finding
+
+
+def small(**mesh):
+    return ExperimentConfig(
+        model=ModelConfig(vocab_size=64, pattern="AG", d_model=16, num_heads=2, window=8, passes=2),
+        task=DepoConfig(window=8),
+        training=TrainingConfig(batch_size=8),
+        mesh=MeshConfig(**mesh),
+    )
+
+
+# Software.
+
+
+def test_a_version_that_does_not_fit_is_named():
+    """Of what is required, of what an extra requires and is there; not of foreign extras."""
+    requires = [
+        "jaxlib<=0.10.2,>=0.10.1", "ml_dtypes>=0.5", "libtpu==0.0.42.*; extra == 'tpu'",
+        "jaxlib==0.10.1; extra == 'ci'", "requests; extra == 'tpu'",
+    ]  # fmt: skip
+    there = {"jaxlib": "0.9.0", "libtpu": "0.0.41"}
+    assert list(software.mismatches("jax", requires, there.get)) == [
+        "jaxlib is 0.9.0, and jax needs <=0.10.2,>=0.10.1",
+        "ml_dtypes is not installed, and jax needs it",
+        "libtpu is 0.0.41, and jax needs ==0.0.42.*",
+    ]
+    there = {"jaxlib": "0.10.2", "ml_dtypes": "0.5.1", "libtpu": "0.0.42.3"}
+    assert not list(software.mismatches("jax", requires, there.get))
+
+
+def test_this_environment_fits():
+    [finding] = software.check()
+    assert finding.status == OK and f"jax {jax.__version__}" in finding.seen
+
+
+# The roll call: real sockets.
+
+
+def call(processes, present, seconds=5.0, sees=None):
+    """The roll that each of `present` gets, all in threads of this process."""
+    address, rolls = f"127.0.0.1:{free_port()}", {}
+    with Host(address, processes, seconds) as host:
+
+        def come(own):
+            rolls[own.process] = attend(address, own, seconds, lambda token: sees)
+
+        threads = [threading.Thread(target=come, args=(own,)) for own in present]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert {token for token, _ in rolls.values()} == {host.token}
+    return {process: roll for process, (_, roll) in rolls.items()}
+
+
+def test_all_processes_get_the_whole_roll():
+    rolls = call(3, [card(i, 3) for i in range(3)], sees=True)
+    for roll in rolls.values():
+        assert [other.process for other in roll] == [0, 1, 2]
+        assert {finding.status for finding in roll_call.findings(roll, 3)} == {OK}
+
+
+def test_missing_processes_are_named_to_those_who_came():
+    rolls = call(4, [card(0, 4), card(2, 4)], seconds=0.5)
+    for roll in rolls.values():
+        finding = told(roll_call.findings(roll, 4), "processes")
+        assert finding.status == WRONG
+        assert finding.seen.startswith("2 of 4 have not joined: process 1, 3; joined: process 0")
+        assert "start process 1, 3" in finding.advice
+
+
+def test_the_port_is_free_again_after_the_roll_call():
+    """JAX's coordinator takes it over."""
+    address = f"127.0.0.1:{free_port()}"
+    for _ in range(2):
+        with Host(address, 1, 5.0):
+            attend(address, card(0, 1), 5.0, lambda token: None)
+
+
+@pytest.mark.parametrize(
+    ("roll", "check", "expected"),
+    [
+        ([card(0), card(1, clock=-37.0)], "clocks",
+         "that of process 1 (host1, pid 1) is 37 s behind process 0"),
+        ([card(0), card(0)], "processes", "--process_id=0 is given more than once"),
+        ([card(0), card(1, 3)], "processes", "process 1 (host1, pid 1) has --num_processes=3"),
+        ([card(0), card(1, facts={"jax": "0.9"})], "alike",
+         "process 1 (host1, pid 1) has jax 0.9, and process 0 (host0, pid 0) has 0.10.2"),
+        ([card(0, sees=True), card(1, sees=False)], "shared", "process 1 (host1, pid 1): does not"),
+    ],
+    ids=["clock", "twice", "count", "version", "not shared"],
+)  # fmt: skip
+def test_who_does_not_belong_is_named(roll, check, expected):
+    finding = told(roll_call.findings(roll, 2), check)
+    assert finding.status == WRONG and expected in finding.seen and finding.advice
+
+
+def test_who_answers_in_the_coordinators_place_is_told():
+    """Nobody, a stranger, a name that does not exist, a port that is taken."""
+    port = free_port()
+    with pytest.raises(RollCallError, match="refuses connections: nothing listens"):
+        attend(f"127.0.0.1:{port}", card(1), 0.5, lambda token: None)
+    with pytest.raises(RollCallError, match=r"the name 'no-such-host\.invalid' .* is not known"):
+        attend("no-such-host.invalid:80", card(1), 0.5, lambda token: None)
+    with socket.create_server(("", port), family=socket.AF_INET) as stranger:
+
+        def answer():
+            connection, _ = stranger.accept()
+            connection.sendall(b"SSH-2.0\n")
+            connection.close()
+
+        threading.Thread(target=answer).start()
+        with pytest.raises(RollCallError, match="answered by a program that is no doctor"):
+            attend(f"127.0.0.1:{port}", card(1), 5.0, lambda token: None)
+        with pytest.raises(RollCallError, match=f"cannot listen on port {port}"):
+            Host(f"127.0.0.1:{port}", 2, 1.0).__enter__()
+
+
+# The workdir.
+
+
+@contextlib.contextmanager
+def mounted(path, options):
+    """A small file system; needs root, and a machine that lets it mount."""
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.decode().strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_good_workdir_is_left_as_it_was(tmp_path):
+    (tmp_path / "kept").write_text("as it was")
+    [finding] = folder.check(str(tmp_path))
+    assert finding.status == OK
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_workdir_that_cannot_be_written_is_named_with_its_remedy(tmp_path):
+    """A file, a bucket's address, a read-only mount, a full disk."""
+    (tmp_path / "file").write_text("")
+    [file] = folder.check(str(tmp_path / "file"))
+    [bucket] = folder.check("gs://bucket/run")
+    assert "is a file" in file.advice and "mount the bucket" in bucket.advice
+    with mounted(tmp_path / "ro", "ro,size=1m") as path:
+        [finding] = folder.check(str(path))
+        assert finding.status == WRONG and f"cannot write to {path}: Read-only" in finding.seen
+        assert "mount it writable" in finding.advice
+    with mounted(tmp_path / "full", "size=64k") as path:
+        [finding] = folder.check(str(path))
+        assert finding.status == WRONG and "No space left on device" in finding.seen
+        assert "the disk is full" in finding.advice
+        assert not list(path.iterdir())
+
+
+def test_too_little_room_for_checkpoints_is_told_before_training(tmp_path):
+    """Free space, and a limit of this process on the size of files."""
+    [finding] = folder.check_room(str(tmp_path / "not" / "yet"), 1 << 60, kept=3)
+    assert finding.status == WRONG and "3 checkpoints and one in the making" in finding.seen
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        [finding] = folder.check_room(str(tmp_path), 1 << 20, kept=1)
+        [writing] = folder.check(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "files may grow to 64 KiB" in finding.seen and "ulimit" in finding.advice
+    assert "File too large" in writing.seen and "ulimit" in writing.advice
+
+
+# Mesh and memory.
+
+
+def test_a_mesh_that_does_not_fit_is_answered_with_the_nearest():
+    [finding] = fit.check_mesh(small(fsdp=3), 8)
+    assert finding.status == WRONG and finding.advice == "take 2"
+    [finding] = fit.check_mesh(small(fsdp=2), 8)
+    assert finding.status == OK and finding.seen.startswith("data 4 x fsdp 2 over 8 devices")
+
+
+def test_state_bytes_are_those_that_devices_hold():
+    """Against the arrays themselves, laid over 8 devices."""
+    config = small(fsdp=8)
+    mesh = sharding.make_mesh(config, jax.devices())
+    like = fit.state_shapes(config)
+    state = jax.tree.map(
+        lambda leaf, place: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), place),
+        like, sharding.of_state(mesh, like),
+    )  # fmt: skip
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    assert fit.num_bytes(fit.state_on_device(config, 8)) == held
+
+
+def test_too_little_memory_is_told_with_ways_to_need_less():
+    """And that it is enough where it is; what is saved for the backward pass is counted."""
+    config = small()
+    need = fit.memory(config, 1)
+    assert need.activations > need.state  # of 8 examples, and a model this small
+    [tight] = fit.judge_memory(config, need, need.total - 1)
+    assert tight.status == WRONG and "model.remat=window+pass" in tight.advice
+    [enough] = fit.judge_memory(config, need, need.total)
+    assert enough.status == OK and "that is near" in enough.seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "window", "pass", "block", "window+pass"])
+def test_the_memory_estimate_is_near_what_xla_takes(remat):
+    """Within UNCERTAIN of the compiled step's buffers, on one CPU device."""
+    config = small()
+    model = dataclasses.replace(config.model, d_model=64, passes=4, remat=remat)
+    config = dataclasses.replace(config, model=model)
+    task = tasks.make(config.task)
+    step = make_train_step(
+        model, config.training, task.window_passes(model.passes), task.scored_per_window
+    )
+    batch = jax.tree.map(lambda x: np.stack([x] * 8), task.example("train", 0))
+    like = jax.eval_shape(lambda: init_train_state(model, config.training))
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes
+        took = step.lower(like, batch).compile().memory_analysis()
+    taken = took.temp_size_in_bytes + took.argument_size_in_bytes
+    assert taken / fit.UNCERTAIN < fit.memory(config, 1).total < taken * fit.UNCERTAIN
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("v5e:4x4", ("v5e", 16)), ("v5p:2x2x2", ("v5p", 8)), ("v6e:16x16", ("v6e", 256))],
+)
+def test_a_topology_is_a_kind_and_a_number_of_chips(name, expected):
+    assert chips.parse_topology(name) == expected
+
+
+@pytest.mark.parametrize("name", ["v5x:4x4", "v5e:4x4x4", "v5p:4x4", "v5e", "v5e:0x4"])
+def test_a_topology_that_is_none_is_answered_with_one(name):
+    with pytest.raises(ConfigError, match=r"v5e|v5p:4x4x4"):
+        chips.parse_topology(name)
+
+
+# Nothing hangs.
+
+
+def test_a_check_that_hangs_is_left_behind():
+    began = time.monotonic()
+    [finding] = within(0.2, "workdir", lambda: time.sleep(30), "see its mount")
+    assert finding.status == WRONG and finding.seen == "hangs: no answer within 0 s"
+    assert time.monotonic() - began < 5
+
+
+SAY = "import json, os, sys, time; say = lambda **told: print(json.dumps(told), flush=True); "
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("say(stage='devices', seconds=0.3); time.sleep(60)", "no answer in time"),
+        ("say(stage='devices', seconds=9); print('F1124 x.h:80] DEADLINE', file=sys.stderr); "
+         "os.abort()", "ended with code -6: DEADLINE"),
+        ("print('noise'); say(stage='devices', seconds=9); raise ValueError('no TPU')",
+         "ended with code 1: ValueError: no TPU"),
+    ],
+    ids=["hangs", "aborts", "raises"],
+)  # fmt: skip
+def test_a_child_that_hangs_or_dies_is_a_finding_of_its_stage(script, expected):
+    began = time.monotonic()
+    [finding] = supervise.watch([sys.executable, "-c", SAY + script], seconds=20)
+    assert (finding.check, finding.status) == ("devices", WRONG)
+    assert expected in finding.seen and "another program may hold the devices" in finding.advice
+    assert time.monotonic() - began < 10
+
+
+# The program itself, in real processes.
+
+
+@dataclasses.dataclass
+class Doctor:
+    """`python -m launch.doctor` as it is started by a person."""
+
+    process: subprocess.Popen
+    began: float
+
+    def findings(self):
+        """Exit code and findings, which must be there within the minute."""
+        output, errors = self.process.communicate(timeout=BOUND)
+        assert time.monotonic() - self.began < BOUND
+        assert not errors, errors
+        found = [json.loads(line) for line in output.splitlines()]
+        return self.process.returncode, {finding["check"]: finding for finding in found}
+
+
+def doctor(*arguments, path=None, slurm=None):
+    """Args: path of modules to be found first; slurm: (job, process, processes), as srun tells."""
+    command = [
+        sys.executable, "-m", "launch.doctor", "--json", "--config=experiments/depo_small.py",
+        "--config.model.d_model=16", "--config.model.passes=2", *map(str, arguments),
+    ]  # fmt: skip
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    if slurm is not None:
+        told = zip(("JOB_ID", "PROCID", "NTASKS"), slurm, strict=True)
+        environment |= {f"SLURM_{name}": str(value) for name, value in told}
+        environment |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return Doctor(process, time.monotonic())
+
+
+def cluster(port, processes, process):
+    return (
+        f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}",
+        f"--process_id={process}",
+    )  # fmt: skip
+
+
+def test_a_healthy_launch_is_well(tmp_path):
+    """Every line is ok, exit code 0; a topology stands in for devices that are not here."""
+    code, found = doctor(f"--workdir={tmp_path}", "--topology=v5e:4x4").findings()
+    assert code == 0 and {finding["status"] for finding in found.values()} <= {"ok", "skipped"}
+    assert "over 16 devices" in found["mesh"]["seen"]
+    assert "of 16 GiB a device" in found["memory"]["seen"]
+
+
+@pytest.mark.slow
+def test_two_processes_that_can_train_together_are_well(tmp_path):
+    port = free_port()
+    both = [doctor(f"--workdir={tmp_path}", *cluster(port, 2, i)) for i in range(2)]
+    for process in both:
+        code, found = process.findings()
+        assert code == 0, found
+        assert found["processes"]["seen"] == "all 2 have joined, on 1 machine(s)"
+        assert found["exchange"]["status"] == found["shared"]["status"] == "ok"
+        assert "over 4 devices" in found["mesh"]["seen"]
+
+
+@pytest.mark.slow
+def test_a_dead_coordinator_is_named(tmp_path):
+    port = free_port()
+    code, found = doctor(f"--workdir={tmp_path}", *cluster(port, 2, 1)).findings()
+    assert code == 1
+    assert f"127.0.0.1:{port} refuses connections" in found["coordinator"]["seen"]
+    assert "--process_id=0 on 127.0.0.1" in found["coordinator"]["advice"]
+
+
+@pytest.mark.slow
+def test_one_missing_worker_is_named(tmp_path):
+    """To both that came; and what they can see alone is still judged."""
+    port = free_port()
+    there = [doctor(f"--workdir={tmp_path}", *cluster(port, 3, i)) for i in (0, 2)]
+    for process in there:
+        code, found = process.findings()
+        assert code == 1
+        assert "1 of 3 have not joined: process 1;" in found["processes"]["seen"]
+        assert found["disk"]["status"] == "ok"
+        assert "3 x 1 x 1" in found["mesh"]["seen"] or "6 x 1 x 1" in found["mesh"]["seen"]
+
+
+def shifted_clock(tmp_path):
+    """A path that makes Python live 40 s behind."""
+    shifted = tmp_path / "shifted"
+    shifted.mkdir()
+    (shifted / "sitecustomize.py").write_text(
+        "import time\nhere = time.time\ntime.time = lambda: here() - 40\n"
+    )
+    return shifted
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_off_is_named(tmp_path):
+    """Process 1 lives 40 s behind: the only thing that is wrong."""
+    shifted = shifted_clock(tmp_path)
+    port, workdir = free_port(), tmp_path / "run"
+    right = doctor(f"--workdir={workdir}", *cluster(port, 2, 0))
+    late = doctor(f"--workdir={workdir}", *cluster(port, 2, 1), path=shifted)
+    for process in (right, late):
+        code, found = process.findings()
+        assert code == 1
+        assert [check for check in found if found[check]["status"] == "wrong"] == ["clocks"]
+        assert "that of process 1 (" in found["clocks"]["seen"]
+        assert "is 40 s behind process 0" in found["clocks"]["seen"]
+
+
+@pytest.mark.slow
+def test_processes_that_jax_finds_by_itself_are_judged_too(tmp_path):
+    """Two tasks of Slurm, one with a clock that is off: told after they have joined."""
+    shifted = shifted_clock(tmp_path)
+    job, workdir = os.getpid(), f"--workdir={tmp_path / 'run'}"
+    right = doctor(workdir, "--distributed", slurm=(job, 0, 2))
+    late = doctor(workdir, "--distributed", slurm=(job, 1, 2), path=shifted)
+    for process in (right, late):
+        code, found = process.findings()
+        assert code == 1
+        assert [check for check in found if found[check]["status"] == "wrong"] == ["clocks"]
+        assert "is 40 s behind process 0" in found["clocks"]["seen"]
+        assert found["shared"]["status"] == "ok"
+        assert "over 4 devices" in found["mesh"]["seen"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slurm", [True, False], ids=["one is missing", "no cluster"])
+def test_a_cluster_of_jaxs_own_that_does_not_come_together_is_told(tmp_path, slurm):
+    """JAX aborts and names nobody; the doctor says that this is where it stands."""
+    told = (os.getpid(), 0, 2) if slurm else None
+    code, found = doctor(f"--workdir={tmp_path}", "--distributed", slurm=told).findings()
+    assert code == 1 and found["join"]["status"] == "wrong" and found["join"]["advice"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [("ro", "Read-only file system"), ("size=64k", "No space left on device")],
+    ids=["read-only", "full"],
+)
+def test_a_workdir_that_takes_no_checkpoint_is_named(tmp_path, options, expected):
+    with mounted(tmp_path / "disk", options) as path:
+        code, found = doctor(f"--workdir={path}").findings()
+    assert code == 1
+    assert expected in found["workdir"]["seen"] and found["workdir"]["advice"]
+    assert [check for check in found if found[check]["status"] == "wrong"] == ["workdir"]
+
+
+@pytest.mark.slow
+def test_a_worker_without_the_shared_workdir_is_named(tmp_path):
+    port = free_port()
+    both = [doctor(f"--workdir={tmp_path / str(i)}", *cluster(port, 2, i)) for i in range(2)]
+    for process in both:
+        code, found = process.findings()
+        assert code == 1
+        assert "process 1 (" in found["shared"]["seen"]

@@ -1,0 +1,352 @@
+"""A pod is asked for, used and given back by the commands that --dry_run prints, whatever gcloud
+answers; nothing that costs is left behind without a word.
+
+`gcloud` is a program on PATH that writes down its arguments and plays a script. What it is told to
+run on machines, it runs here, each in a home of its own: the shell scripts are real.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch.chips import RUNTIMES, parse_accelerator, parse_topology
+from launch.pods import commands, gcloud
+from launch.pods.commands import Pod
+from launch.pods.gcloud import PodError
+from launch.pods.life import Life, plan
+from sleepnet.config import ConfigError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+GCLOUD = """
+import json, os, pathlib, subprocess, sys
+here, arguments = pathlib.Path(__file__).parent, sys.argv[1:]
+with open(here / "calls.jsonl", "a") as file:
+    file.write(json.dumps(arguments) + chr(10))
+verb = " ".join(arguments[:4] if arguments[0] == "compute" else arguments[:2])
+verb = verb.removeprefix("compute tpus ")
+script = json.loads((here / "script.json").read_text())
+[command] = [a.partition("=")[2] for a in arguments if a.startswith("--command=")] or [""]
+for key, answers in script.items():
+    if (key == verb or key in command) and answers:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        (here / "script.json").write_text(json.dumps(script))
+        print(answer.get("out", ""), end="")
+        print(answer.get("err", ""), end="", file=sys.stderr)
+        sys.exit(answer.get("code", 0))
+machines = [here / "machine0", here / "machine1"]
+if verb == "tpu-vm ssh":
+    if "uv venv" in command or "launch.doctor" in command or "gcsfuse" in command:
+        sys.exit(0)
+    for machine in machines if "--worker=all" in arguments else machines[:1]:
+        machine.mkdir(exist_ok=True)
+        environment = os.environ | {"HOME": str(machine)}
+        code = subprocess.run(["bash", "-c", command], cwd=machine, env=environment).returncode
+    sys.exit(code)
+if verb == "tpu-vm scp" and "--worker=all" in arguments:
+    for machine in machines:
+        machine.mkdir(exist_ok=True)
+        (machine / "sleepnet.tar.gz").write_bytes(pathlib.Path(arguments[4]).read_bytes())
+"""
+NOT_FOUND = {"code": 1, "err": "ERROR: (gcloud...) NOT_FOUND: Requested entity was not found."}
+ACTIVE, READY = {"out": "ACTIVE\n"}, {"out": "READY\n"}
+DESCRIBE, NODE = "queued-resources describe", "tpu-vm describe"
+
+
+class Cloud:
+    """The folder of the fake gcloud."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        program = folder / "gcloud"
+        program.write_text(f"#!{sys.executable} -S\n{GCLOUD}")
+        program.chmod(0o755)
+
+    def plays(self, **script):
+        """Answers by verb, or by what stands in a machine's command; the last one stays."""
+        (self.folder / "script.json").write_text(json.dumps(script.pop("script", {}) | script))
+
+    def calls(self):
+        path = self.folder / "calls.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def verbs(self):
+        return [call[3] if call[0] == "compute" else call[1] for call in self.calls()]
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """And a clone with one commit, to be copied."""
+    (tmp_path / "cloud").mkdir()
+    (tmp_path / "clone").mkdir()
+    monkeypatch.chdir(tmp_path / "clone")
+    pathlib.Path("train.sh").write_text("echo trained in $PWD; exit ${CODE:-0}\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'cloud'}{os.pathsep}{os.environ['PATH']}")
+    return Cloud(tmp_path / "cloud")
+
+
+def pod(*command, bucket=None, accelerator="v5litepod-16", tier="on-demand"):
+    accelerator = parse_accelerator(accelerator)
+    return Pod(
+        name="depo", accelerator=accelerator, zone="us-west4-a", project="mine",
+        runtime=RUNTIMES[accelerator.kind], tier=tier, bucket=bucket,
+        command=command or ("sh", "train.sh", "--workdir=/mnt/b/depo"),
+    )  # fmt: skip
+
+
+def live(pod, *, out=None, keep=False, resubmit=0, said=None):
+    said = [] if said is None else said
+    code = Life(pod, said.append, pause=0.0).live(out, keep=keep, resubmit=resubmit, doctor=True)
+    return code, said
+
+
+# What Cloud TPU offers.
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "chips", "hosts"),
+    [
+        ("v5litepod-1", "v5e:1x1", 1, 1), ("v5litepod-8", "v5e:2x4", 8, 1),
+        ("v5litepod-16", "v5e:4x4", 16, 4), ("v5litepod-256", "v5e:16x16", 256, 64),
+        ("v6e-16", "v6e:4x4", 16, 4), ("v5p-8", "v5p:2x2x1", 4, 1),
+        ("v5p-16", "v5p:2x2x2", 8, 2), ("v5p-128", "v5p:4x4x4", 64, 16),
+        ("v4-32", "v4:2x2x4", 16, 4),
+    ],
+)  # fmt: skip
+def test_a_type_is_chips_and_machines_in_a_topology(name, topology, chips, hosts):
+    accelerator = parse_accelerator(name)
+    assert (accelerator.topology, accelerator.chips, accelerator.hosts) == (topology, chips, hosts)
+    assert parse_topology(topology) == (accelerator.kind, chips)
+
+
+def test_a_type_that_is_not_offered_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"v5litepod-8, .*; the nearest is 'v5litepod-16'"):
+        parse_accelerator("v5litepod-17")
+
+
+# A life.
+
+
+def test_a_life_runs_exactly_the_planned_commands(cloud, tmp_path):
+    """From nothing to results, on two machines, in the order of the plan."""
+    mine = pod(bucket="b", tier="spot")
+    waiting = [NOT_FOUND, {"out": "WAITING_FOR_RESOURCES"}, {"out": "PROVISIONING"}, ACTIVE]
+    cloud.plays(script={DESCRIBE: waiting, NODE: [READY]})
+    code, said = live(mine, out=tmp_path / "out")
+    assert code == 0
+    planned = [command for _, command in plan(mine, tmp_path / "out", keep=False, doctor=True)]
+    asked = [["gcloud", *call] for call in cloud.calls()]
+    archives = [i for i, command in enumerate(asked) if "scp" in command]
+    asked[archives[0]][5] = "sleepnet.tar.gz"  # it lay in a temporary folder
+    distinct = [command for i, command in enumerate(asked) if command not in asked[:i]]
+    expected = [command for command in planned if command[0] == "gcloud"]
+    assert distinct == [command for i, command in enumerate(expected)
+                        if command not in expected[:i]]  # fmt: skip
+    assert "--spot" in planned[1] and planned[-1][4] == "delete"
+    for machine in ("machine0", "machine1"):
+        home = cloud.folder / machine
+        assert (home / "sleepnet.log").read_text() == f"trained in {home}/sleepnet\n"
+        assert (home / "sleepnet.exit").read_text() == "0\n"
+    assert ["depo: WAITING_FOR_RESOURCES", "depo: PROVISIONING"] == [
+        line for line in said if line.startswith("depo: ")
+    ]
+
+
+def test_machines_that_are_there_are_used_and_kept_if_asked(cloud):
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], "tail -n +1": [{"code": 0}]})
+    code, said = live(pod(), keep=True)
+    assert code == 0
+    assert "create" not in cloud.verbs() and "delete" not in cloud.verbs()
+    assert (
+        "is kept, and costs; to delete it: gcloud compute tpus queued-resources delete depo"
+        in (said[-1])
+    )
+
+
+def test_the_exit_code_is_that_of_the_command(cloud, monkeypatch, capfd):
+    """Its last words are shown, and the machines are given back."""
+    monkeypatch.setenv("CODE", "7")
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY]})
+    assert live(pod())[0] == 7
+    assert "exit code 7" in capfd.readouterr().out
+    assert cloud.verbs()[-1] == "delete"
+
+
+def test_a_preempted_run_is_asked_for_again_and_goes_on(cloud):
+    """While it ran; deleted, created anew, furnished anew, run with the same command."""
+    script = {
+        DESCRIBE: [ACTIVE, {"out": "SUSPENDED"}, {"out": "SUSPENDED"}, {"out": "PROVISIONING"},
+                   ACTIVE],
+        NODE: [READY],
+        "tail -n +1": [{"code": 255}, {"code": 0}],
+    }  # fmt: skip
+    cloud.plays(script=script)
+    code, said = live(pod(bucket="b"), resubmit=1)
+    assert code == 0
+    assert any("asking for new ones (1 left)" in line for line in said)
+    verbs = cloud.verbs()
+    assert verbs.count("create") == 1 and verbs.count("delete") == 2
+    assert verbs.index("delete") < verbs.index("create")
+    starts = [call for call in cloud.calls() if "nohup" in " ".join(call)]
+    assert len(starts) == 2 and starts[0] == starts[1]
+
+
+def test_a_node_may_be_preempted_while_its_request_is_active(cloud):
+    """Without --resubmit: told how to go on, given back, exit code 1."""
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY, {"out": "PREEMPTED"}],
+                        "tail -n +1": [{"code": 143}]})  # fmt: skip
+    code, said = live(pod(bucket="b"))
+    assert code == 1 and cloud.verbs()[-1] == "delete"
+    assert any("goes on from the last checkpoint; --resubmit" in line for line in said)
+
+
+def test_a_lost_connection_is_no_lost_run(cloud):
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY],
+                        "tail -n +1": [{"code": 255}, {"code": 255}, {"code": 0}]})  # fmt: skip
+    code, said = live(pod())
+    assert code == 0 and said.count("the connection was lost; following again") == 2
+    assert sum("nohup" in " ".join(call) for call in cloud.calls()) == 1
+
+
+def test_a_run_that_is_alive_is_followed_not_started_again(cloud):
+    """And its code is not replaced under it."""
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], "kill -0": [{"code": 0}],
+                        "tail -n +1": [{"code": 0}]})  # fmt: skip
+    code, said = live(pod())
+    assert code == 0 and "already runs there" in said[0]
+    assert not [call for call in cloud.calls() if "scp" in call or "nohup" in " ".join(call)]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", "roles/tpu.admin"),
+        ("ERROR: Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZone' has been exceeded",
+         "another --zone, or --tier=spot"),
+        ("ERROR: There is no more capacity in the zone: RESOURCE_EXHAUSTED", "another --zone"),
+        ("ERROR: invalid accelerator type", "accelerator-types list"),
+    ],
+    ids=["permission", "quota", "capacity", "type"],
+)  # fmt: skip
+def test_a_refusal_is_told_with_what_to_do(cloud, error, remedy):
+    cloud.plays(script={DESCRIBE: [NOT_FOUND], "queued-resources create": [
+        {"code": 1, "err": error}]})  # fmt: skip
+    said = []
+    with pytest.raises(PodError) as raised:
+        live(pod(), said=said)
+    assert error in str(raised.value) and remedy in str(raised.value).split("what to do:")[1]
+    assert "gcloud compute tpus queued-resources create depo failed with code 1" in str(
+        raised.value
+    )
+    assert "may still run, and cost" in said[-1] and "queued-resources delete depo" in said[-1]
+
+
+def test_a_request_that_fails_is_not_made_for_ever(cloud):
+    cloud.plays(script={DESCRIBE: [NOT_FOUND, {"out": "FAILED"}]})
+    with pytest.raises(PodError, match="was refused"):
+        live(pod())
+    assert cloud.verbs().count("create") == 1
+
+
+def test_without_gcloud_one_is_told_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PodError, match="gcloud is not installed: see"):
+        live(pod())
+
+
+def test_printed_commands_can_be_pasted_into_a_shell():
+    for _, command in plan(pod(bucket="b"), pathlib.Path("out"), keep=False, doctor=True):
+        assert shlex.split(gcloud.text(command)) == command
+
+
+def test_a_workdir_without_a_bucket_is_fetched_from_the_first_machine():
+    fetch = pod("python", "-m", "x", "--workdir", "runs/depo").fetch(pathlib.Path("out"))
+    assert fetch[5:7] == ["depo:sleepnet/runs/depo", "out"] and "--worker=0" in fetch
+
+
+def test_flags_of_a_command_are_read_in_both_spellings():
+    for command in (["x", "--workdir=a"], ["x", "--workdir", "a"], ["-workdir=a"]):
+        assert commands.flag(command, "workdir") == "a"
+    assert commands.flag(["x", "workdir=a"], "workdir") is None
+
+
+# The program.
+
+COMMAND = ["--", "python", "-m", "launch.train", "--config=experiments/depo_small.py"]
+
+
+def program(*arguments):
+    return [sys.executable, "-m", "launch.tpu_pod", "--name=depo", "--zone=z", *arguments]
+
+
+def environment(cloud=None):
+    path = os.environ["PATH"] if cloud is None else f"{cloud.folder}{os.pathsep}/usr/bin:/bin"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_a_dry_run_asks_for_nothing_and_tells_commands_and_cost(cloud):
+    """And that a mesh does not fit the chips: exit code 1."""
+    dry = ["--accelerator=v5litepod-16", "--bucket=b", "--hours=2", "--dry_run"]
+    for batch, code in ((64, 0), (60, 1)):
+        done = subprocess.run(
+            program(*dry, *COMMAND, f"--config.training.batch_size={batch}", "--workdir=/mnt/b/d"),
+            cwd=ROOT, env=environment(cloud), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "16 chips in 4 machine(s), 32 chip-hours" in done.stdout
+        assert "queued-resources delete depo --force" in done.stdout
+        assert "--distributed" in done.stdout
+        assert not cloud.calls()
+    assert "training.batch_size=60 must be a multiple" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--resubmit=1", *COMMAND, "--workdir=runs/x"], "give --bucket=BUCKET"),
+        (["--bucket=b", *COMMAND, "--workdir=runs/x"], "the nearest is --workdir=/mnt/b/x"),
+        (["--accelerator=v5p-17", *COMMAND], "the nearest is 'v5p-1"),
+        ([], "give the command behind two dashes"),
+    ],
+    ids=["no bucket", "outside", "type", "nothing"],
+)
+def test_a_bad_command_is_answered_before_anything_is_asked_for(cloud, arguments, expected):
+    done = subprocess.run(
+        program(*arguments), cwd=ROOT, env=environment(cloud), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and expected in done.stderr
+    assert not cloud.calls()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_what_still_runs_and_how_to_delete_it(cloud, number):
+    cloud.plays(script={DESCRIBE: [{"out": "WAITING_FOR_RESOURCES"}]})
+    process = subprocess.Popen(
+        program("--accelerator=v5litepod-1", "--nodoctor", *COMMAND),
+        cwd=ROOT, env=environment(cloud), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if cloud.calls():
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "stopped: depo may still run, and cost" in output
+    assert "gcloud compute tpus queued-resources delete depo --force --quiet --zone=z" in output
+    assert "Traceback" not in errors
