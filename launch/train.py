@@ -18,7 +18,7 @@ from importlib import metadata
 
 from absl import flags
 
-from launch import cli
+from launch import cli, distributed
 from launch.signals import Signals
 from sleepnet.config import ConfigError
 
@@ -42,6 +42,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def main(_):
     signals = Signals()
+    distributed.join()
+    signals.install()
     config = cli.experiment_config(_CONFIG.value)
     profile_steps = _profile_steps(_PROFILE.value, config.training.steps)
     cli.check_backend(config.model)

@@ -10,7 +10,7 @@ from launch.sweeps.space import Run
 from sleepnet import storage
 from sleepnet.evaluation import record
 from sleepnet.evaluation.markdown import table
-from sleepnet.training.metrics import METRICS, TIMING, read_rows
+from sleepnet.training.metrics import TIMING, read_metrics, read_rows
 from sleepnet.training.workdir import CONFIG, FREE_SECTIONS
 
 DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
@@ -38,7 +38,7 @@ def is_done(run: Run, workdir: pathlib.Path) -> bool:
     stored = workdir / CONFIG
     if not stored.exists() or not _same(storage.read_json(stored), run.config.to_dict()):
         return False
-    rows = read_rows(workdir / METRICS)
+    rows = read_metrics(workdir)
     steps = run.config.training.steps
     saved = [p.name for p in (workdir / CHECKPOINTS).glob("*")]
     return bool(rows) and rows[-1]["step"] == steps and str(steps) in saved
@@ -55,7 +55,7 @@ def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:
 
 def look(run: Run, workdir: pathlib.Path, status: str, error: str = "") -> Row:
     row = Row(run.name, run.fields, status, error=error)
-    if metrics := read_rows(workdir / METRICS):
+    if metrics := read_metrics(workdir):
         row.step, row.loss = metrics[-1]["step"], metrics[-1]["loss"]
         row.accuracy = metrics[-1]["accuracy"]
     if timing := read_rows(workdir / TIMING):
