@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from launch.checks import (
     OK,
@@ -27,8 +28,7 @@ PATIENCE = 15.0
 APART = ("alike", "shared", "clocks")  # checks of the roll that do not keep JAX from joining
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cluster:
+class Cluster(NamedTuple):
     """The processes of a launch, as `jax.distributed.initialize` takes them."""
 
     coordinator_address: str
@@ -67,7 +67,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
     yield from findings
     together = True
     if launch.cluster is not None:
-        for finding in _call_the_roll(launch.cluster, config, workdir, launch.wait):
+        for finding in call_the_roll(launch.cluster, config, workdir, launch.wait):
             together &= finding.status == OK or finding.check in APART
             yield finding
         if not together:
@@ -76,7 +76,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "config": config and config.to_dict(),
         "workdir": workdir,
         "topology": launch.topology,
-        "cluster": launch.cluster and dataclasses.asdict(launch.cluster),
+        "cluster": launch.cluster and launch.cluster._asdict(),
         "join": together and (launch.detect or launch.cluster is not None),
         "wait": round(launch.wait),
         "facts": _facts(config),
@@ -117,7 +117,8 @@ def _try_workdir(workdir: str | None) -> tuple[list[Finding], str | None]:
     return findings, (workdir if findings[0].status == OK else None)
 
 
-def _call_the_roll(cluster: Cluster, config, workdir, wait: float) -> Iterator[Finding]:
+def call_the_roll(cluster: Cluster, config, workdir, wait: float) -> Iterator[Finding]:
+    """Who is there, of the same launch, with the same workdir (if one is named) and time."""
     address, processes = cluster.coordinator_address, cluster.num_processes
     own = roll_call.card(cluster.process_id, processes, _facts(config))
     try:
