@@ -21,9 +21,7 @@ from sleepnet.evaluation.streaming import agreement
 def text(tmp_path_factory):
     task = corpora.text_config(tmp_path_factory.mktemp("corpus"))
     return ExperimentConfig(
-        model=ModelConfig(
-            vocab_size=257, pattern="AG", d_model=8, num_heads=1, window=16, passes=2
-        ),
+        model=ModelConfig(vocab_size=257, pattern="G", d_model=8, num_heads=1, window=16, passes=2),
         task=task,
         evaluation=EvaluationConfig(
             examples=10**6, batch_size=8, passes=(2,), streaming_examples=6
