@@ -126,7 +126,8 @@ def _warn_of_changes():
 
 def _judge(pod: Pod) -> bool:
     """`launch.doctor`, and for --dry_run `launch.compile`, for the chips that are asked for."""
-    config = [argument for argument in pod.command if argument.startswith("--config")]
+    given = cli.flags_in(pod.command)
+    config = cli.as_flags((name, value) for name, value in given if cli.is_config(name))
     if not config or not _DOCTOR.value:
         return True
     programs = ["launch.doctor"]

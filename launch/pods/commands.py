@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import shlex
 
+from launch import cli
 from launch.chips import Accelerator
 
 CODE, ENVIRONMENT = "sleepnet", "sleepnet-venv"  # in the home of every machine
@@ -35,7 +36,7 @@ class Pod:
     @property
     def workdir(self) -> str | None:
         """--workdir of the command."""
-        return flag(self.command, "workdir")
+        return dict(cli.flags_in(self.command)).get("workdir")
 
     def _where(self) -> list[str]:
         return [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
@@ -96,8 +97,10 @@ class Pod:
 
     def doctor(self) -> list[str]:
         """`launch.doctor` with what it takes of the command."""
-        taken = [argument for argument in self.command if _name(argument).split(".")[0] in (
-            "config", "workdir", "distributed")]  # fmt: skip
+        taken = cli.as_flags(
+            (name, value) for name, value in cli.flags_in(self.command)
+            if cli.is_config(name) or name in ("workdir", "distributed")
+        )  # fmt: skip
         return self.ssh(self._inside(["python", "-m", "launch.doctor", *taken]))
 
     def start(self) -> list[str]:
@@ -145,16 +148,3 @@ def archive(out: pathlib.Path) -> list[str]:
 
 def changes() -> list[str]:
     return ["git", "status", "--porcelain", "--untracked-files=no"]
-
-
-def flag(command, name: str) -> str | None:
-    """The value of --name in a command."""
-    for i, argument in enumerate(command):
-        if _name(argument) == name:
-            _, equals, value = argument.partition("=")
-            return value if equals else "".join(command[i + 1 : i + 2])
-    return None
-
-
-def _name(argument: str) -> str:
-    return argument.lstrip("-").partition("=")[0] if argument.startswith("-") else ""

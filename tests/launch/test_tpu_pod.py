@@ -17,7 +17,7 @@ import time
 import pytest
 
 from launch.chips import RUNTIMES, parse_accelerator, parse_topology
-from launch.pods import commands, gcloud
+from launch.pods import gcloud
 from launch.pods.commands import Pod
 from launch.pods.gcloud import PodError
 from launch.pods.life import Life, plan
@@ -274,10 +274,15 @@ def test_a_workdir_without_a_bucket_is_fetched_from_the_first_machine():
     assert fetch[5:7] == ["depo:sleepnet/runs/depo", "out"] and "--worker=0" in fetch
 
 
-def test_flags_of_a_command_are_read_in_both_spellings():
-    for command in (["x", "--workdir=a"], ["x", "--workdir", "a"], ["-workdir=a"]):
-        assert commands.flag(command, "workdir") == "a"
-    assert commands.flag(["x", "workdir=a"], "workdir") is None
+def test_the_doctor_there_is_asked_about_the_command_in_both_spellings_of_its_flags():
+    for command in (["x", "--workdir=a", "--config=b", "--config.model.passes=2", "--distributed"],
+                    ["x", "--workdir", "a", "--config", "b", "--config.model.passes", "2",
+                     "--distributed", "--stop_at", "5"]):  # fmt: skip
+        script = pod(*command).doctor()[7]
+        assert script.endswith(
+            "python -m launch.doctor --workdir=a --config=b --config.model.passes=2 --distributed"
+        )
+        assert pod(*command).workdir == "a"
 
 
 # The program.
