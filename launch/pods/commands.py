@@ -111,17 +111,18 @@ class Pod:
             f"echo $! > {PID}"
         )
 
-    def running(self) -> list[str]:
-        """Exit code 0 while a command that was started is alive."""
-        return self.ssh(f"test -e {PID} && kill -0 $(cat {PID}) 2> /dev/null", worker="0")
-
-    def follow(self) -> list[str]:
-        """The log of process 0 until it ends; then exits as it did."""
+    def status(self) -> list[str]:
+        """Of the command, on the machine of process 0: "running", "ended CODE" or "free"."""
         return self.ssh(
-            f"touch {LOG}; tail -n +1 -F --pid=$(cat {PID}) {LOG} 2> /dev/null; "
-            f"exit $(cat {EXIT} || echo 1)",
+            f"if test -e {PID} && kill -0 $(cat {PID}) 2> /dev/null; then echo running; "
+            f"elif test -e {EXIT}; then echo ended $(cat {EXIT}); else echo free; fi",
             worker="0",
         )
+
+    def follow(self) -> list[str]:
+        """The log of process 0, until it ends."""
+        script = f"touch {LOG}; tail -n +1 -F --pid=$(cat {PID}) {LOG} 2> /dev/null"
+        return self.ssh(script, worker="0")
 
     def last_words(self) -> list[str]:
         return self.ssh(f'echo "$(hostname): exit code $(cat {EXIT})"; tail -n 20 {LOG}')
