@@ -14,7 +14,7 @@ TRAIN = NPROC=1 $(BIN)/python -m launch.train
 export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(RUNS))/.jax_cache
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow check format results benchmark benchmark-tpu peers environment clean
+.PHONY: demo test test-slow check format results results-gradients benchmark benchmark-tpu peers environment clean
 
 demo: $(VENV)/.installed  ## Train depo_small without sleep (N = 1) and with it (N = 4), and compare.
 	@$(MAKE) --no-print-directory -j2 $(DEMO)/n1 $(DEMO)/n4
@@ -45,6 +45,22 @@ $(DEPO_RUNS) $(RULE110_RUNS): $(RESULTS)/%: $(VENV)/.installed
 	@$(TRAIN) --config=experiments/$(word 1,$(subst /, ,$*)).py --workdir=$@ \
 	  --config.model.passes=$(patsubst n%,%,$(word 2,$(subst /, ,$*))) \
 	  --config.training.seed=$(patsubst seed%,%,$(word 3,$(subst /, ,$*)))
+
+# The same model with gradients through the last k of its four passes; k = 4 is all of them.
+GRADIENTS = experiments/results/gradients
+GRADIENT_RUNS = $(foreach s,$(SEEDS),$(foreach k,1 2 4,$(RESULTS)/gradients/k$k/seed$s))
+
+results-gradients: $(VENV)/.installed  ## What cheaper gradients cost and teach (an hour).
+	NPROC=1 $(BIN)/python -m launch.benchmark --suite=gradients --out=$(GRADIENTS)
+	@$(MAKE) --no-print-directory -j2 $(GRADIENT_RUNS)
+	@$(BIN)/python -m launch.evaluate --nolatency $(GRADIENT_RUNS:%=--workdir=%)
+	@$(BIN)/python -m launch.report $(GRADIENT_RUNS:%=--workdir=%) --out=$(GRADIENTS)
+
+.PHONY: $(GRADIENT_RUNS)
+$(GRADIENT_RUNS): $(RESULTS)/gradients/%: $(VENV)/.installed
+	@$(TRAIN) --config=experiments/depo_small.py --workdir=$@ \
+	  --config.model.gradient_passes=$(patsubst k%,%,$(word 1,$(subst /, ,$*))) \
+	  --config.training.seed=$(patsubst seed%,%,$(word 2,$(subst /, ,$*)))
 
 # The figures of experiments/results/BENCHMARKS.md.
 BENCHMARK = $(BIN)/python -m launch.benchmark --out=experiments/results --environments=$(PEERS)

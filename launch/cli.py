@@ -10,7 +10,14 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, from_dict, nearest
+from sleepnet.config import (
+    ConfigError,
+    ExperimentConfig,
+    ModelConfig,
+    TaskConfig,
+    from_dict,
+    nearest,
+)
 from sleepnet.storage import StorageError
 
 flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
@@ -43,17 +50,21 @@ def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
     """The frozen, validated config; vocabulary and window follow the task where not given."""
     from sleepnet import tasks  # its loader is slow to import, and bad values need no loader
 
-    sections = values.to_dict()
-    task = from_dict(_with_model(sections, vocab_size=1)).task
-    made = tasks.make(task)
+    made = tasks.make(task_config(values))
     _check_splits(made)
-    config = from_dict(_with_model(sections, vocab_size=made.vocab_size))
+    config = from_dict(_with_model(values.to_dict(), vocab_size=made.vocab_size))
+    config = dataclasses.replace(config, task=made.config)
     if config.model.vocab_size < made.vocab_size:
         raise ConfigError(
             f"model.vocab_size is {config.model.vocab_size}, but the task has "
             f"{made.vocab_size} tokens; leave it out, and it follows the task"
         )
     return config
+
+
+def task_config(values: ml_collections.ConfigDict) -> TaskConfig:
+    """The task of an experiment, validated; no file is opened for it."""
+    return from_dict(_with_model(values.to_dict(), vocab_size=1)).task
 
 
 def _check_splits(task):

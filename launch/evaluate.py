@@ -1,7 +1,7 @@
 """Measures trained runs: python -m launch.evaluate --workdir=runs/depo_small_n4_seed0.
 
-Accuracy by depth for every N, streaming against rollout, and latency go into evaluation.json
-of each workdir.
+Accuracy by depth for every N (of text: loss, perplexity and bits per byte), streaming against
+rollout, and latency go into evaluation.json of each workdir.
 """
 
 import dataclasses
@@ -10,9 +10,10 @@ import pathlib
 from absl import flags
 
 from launch import cli
+from launch.signals import Signals
 from sleepnet.config import ConfigError
 from sleepnet.evaluation import markdown, record
-from sleepnet.training.loop import load_config, load_params
+from sleepnet.training.workdir import load_config, load_params
 
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; may be given several times.", required=True
@@ -27,9 +28,11 @@ _AGAIN = flags.DEFINE_bool("again", False, "Measure even what evaluation.json al
 
 
 def main(_):
+    Signals()  # ends at once: evaluation.json is replaced when all is measured, and whole till then
     for workdir in map(pathlib.Path, _WORKDIR.value):
         stored = _evaluate(workdir, _passes(_PASSES.value))
-        print(f"\n{workdir}: step {stored['step']}, answers right with 95% intervals")
+        measured = "loss" if "loss" in stored["results"][0] else "answers right"
+        print(f"\n{workdir}: step {stored['step']}, held-out {measured} with 95% intervals")
         print(markdown.record_table(stored))
         _print_agreement(stored["agreement"])
 

@@ -1,17 +1,17 @@
 """Trains one experiment; run again, it resumes.
 
     python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \
-        [--config.model.passes=4] [--config.training.seed=1]
+        [--config.model.passes=4] [--config.training.seed=1] [--profile_steps=100,110]
 
-SIGTERM and Ctrl-C save a checkpoint first (twice: stop at once). Exit codes: 0 done, 2 an
-error that the message explains, 128 + signal when stopped by one.
+SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint first (twice: stop at once). Exit codes: 0 done, 2 an
+error that the message explains, 75 a run that stood still and was to stop then (try again),
+128 + signal when stopped by one.
 """
 
 import json
 import os
 import pathlib
 import platform
-import signal
 import sys
 import time
 from importlib import metadata
@@ -19,46 +19,99 @@ from importlib import metadata
 from absl import flags
 
 from launch import cli
+from launch.signals import Signals
+from sleepnet.config import ConfigError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: made new, or resumed.", required=True
 )
+_PROFILE = flags.DEFINE_list(
+    "profile_steps", None, "First and last step of a profile, such as 100,110: WORKDIR/profile."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", None,
+    "Folder of compiled programs, that later starts reuse; none for no such folder. By default "
+    "JAX_COMPILATION_CACHE_DIR, or sleepnet's in the user's cache folder.",
+)  # fmt: skip
 flags.mark_flag_as_required("config")
 
+STALLED = 75  # EX_TEMPFAIL of sysexits.h: whoever started it may try again
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def main(_):
-    stop = _StopOnSignal()
+    signals = Signals()
     config = cli.experiment_config(_CONFIG.value)
+    profile_steps = _profile_steps(_PROFILE.value, config.training.steps)
     cli.check_backend(config.model)
-    workdir = pathlib.Path(_WORKDIR.value)
-    from sleepnet.training import loop  # heavy imports only once the config is known to be good
-
-    loop.claim_workdir(config, workdir)
-    _record_start(workdir, config)
-    print(
-        f"training {config.task.name}, pattern {config.model.pattern}, N = {config.model.passes}, "
-        f"seed {config.training.seed}: {config.training.steps} steps of "
-        f"{config.training.batch_size} examples, in {workdir}"
-    )
     show = _ProgressLine(sys.stderr)
-    if tip := _huge_pages_tip():
-        show.notice(tip)
+    workdir = pathlib.Path(_WORKDIR.value)
+    import jax
+
+    from sleepnet.training import loop  # heavy: once the config is good
+    from sleepnet.training import workdir as workdirs
+
+    cache = _use_compilation_cache(_CACHE.value)
+    if jax.process_index() == 0:
+        workdirs.claim_workdir(config, workdir)
+        _record_start(workdir, config)
+        print(
+            f"training {config.task.name}, pattern {config.model.pattern}, "
+            f"N = {config.model.passes}, seed {config.training.seed}: {config.training.steps} "
+            f"steps of {config.training.batch_size} examples, in {workdir}"
+        )
+        show.notice(f"compiled programs are kept in {cache}")
+        if tip := _huge_pages_tip():
+            show.notice(tip)
+
+    def on_stall(report: str):
+        show.notice(report)
+        if config.training.stall_stops:
+            os._exit(STALLED)
+
     try:
         state = loop.train(
-            config, workdir, on_progress=show, on_notice=show.notice, should_stop=stop.asked
-        )
+            config, workdir,
+            on_progress=show, on_notice=show.notice, on_stall=on_stall,
+            on_phase=lambda phase, _: signals.has_nothing_to_save(phase in ("restore", "compile")),
+            should_stop=signals.asked, profile_steps=profile_steps,
+        )  # fmt: skip
     except loop.TrainingError as error:
         sys.exit(cli.complain(error))
     finally:
         show.end()
     step = int(state.step)
-    if stop.signal is not None and step < config.training.steps:
+    if signals.received is not None and step < config.training.steps:
         print(f"stopped at step {step} and saved; the same command goes on from there")
-        sys.exit(128 + stop.signal)
+        sys.exit(128 + signals.received)
     print(f"done: step {step}, checkpoint in {workdir / 'checkpoints' / str(step)}")
+
+
+def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    if len(given) == 2 and all(map(str.isdigit, given)):
+        first, last = map(int, given)
+        if 1 <= first <= last <= steps:
+            return first, last
+    raise ConfigError(
+        f"--profile_steps must be a first and a last step in 1..{steps}, such as 100,110; got "
+        f"{','.join(given)}"
+    )
+
+
+def _use_compilation_cache(given: str | None) -> str | None:
+    """Where compiled programs are kept from one start to the next."""
+    import jax
+
+    if given is None:
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        default = pathlib.Path(home).expanduser() / "sleepnet"
+        given = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
+    folder = None if given == "none" else given
+    jax.config.update("jax_compilation_cache_dir", folder)
+    return folder
 
 
 def _huge_pages_tip() -> str | None:
@@ -74,24 +127,6 @@ def _huge_pages_tip() -> str | None:
     return "tip: up to twice as fast on CPU with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 set"
 
 
-class _StopOnSignal:
-    """Remembers the first SIGTERM or SIGINT; a second one stops at once."""
-
-    def __init__(self):
-        self.signal = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def asked(self) -> bool:
-        return self.signal is not None
-
-    def _receive(self, number, _):
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
-        print("\nstopping after this step; saving a checkpoint", file=sys.stderr)
-
-
 class _ProgressLine:
     """One live line on a terminal, one line in ten on anything else."""
 
@@ -105,6 +140,7 @@ class _ProgressLine:
         text = (
             f"step {progress.step}/{progress.steps}  loss {metrics['loss']:.3f}  "
             f"accuracy {metrics['accuracy']:.3f}  {progress.tokens_per_second:,.0f} tokens/s  "
+            f"goodput {progress.goodput:.0%}  "
             f"ETA {_duration(progress.seconds_left)}"
         )
         if self._live:

@@ -1,7 +1,7 @@
 """Every choice of a run, as frozen dataclasses that are validated when they are made.
 
-`ModelConfig` describes the network and how it sleeps, `DepoConfig` and
-`Rule110Config` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
+`ModelConfig` describes the network and how it sleeps, `DepoConfig`, `Rule110Config` and
+`TextConfig` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
 `EvaluationConfig` the measurement, and `ExperimentConfig` binds them and checks that they fit.
 
 The paper (Lee et al. 2026, arXiv 2605.26099) leaves much unsaid. What it leaves
@@ -27,6 +27,8 @@ CONV_INITS = ("identity", "uniform")
 MLPS = ("gelu", "swiglu")
 GATHERS = ("block", "step")
 SCHEDULES = ("constant", "cosine")
+ON_BAD_STEP = ("stop", "skip", "rollback")
+ON_SAVE_ERROR = ("stop", "continue")
 MAX_SEED = 2**63 - 1
 MAX_CHUNK = 1024  # beyond it, sums of strong decays are no longer exact
 KERNEL_CHUNKS = (16, 32, 64, 128)  # of the TPU kernel, whose tiles of bfloat16 have 16 rows
@@ -54,6 +56,9 @@ class ModelConfig:
     d_model: int = 256
     window: int = 24  # tokens per window, L
     passes: int = 4  # N; N = 1 is the plain hybrid with eviction
+    # Passes of a window, its last, that gradients reach; in those before, they go back through the
+    # fast weights alone (`sleepnet.sleep.refine`). None: all. Our choice.
+    gradient_passes: int = FOLLOWS
     eviction: str = "hard"  # what leaves at a boundary: all keys and values, or all but L - 1
 
     # Window attention.
@@ -104,6 +109,7 @@ class ModelConfig:
         _check_types(self)
         _positive(self, "vocab_size", "d_model", "window", "passes", "num_heads", "conv_width")
         _positive(self, "mlp_ratio", "norm_eps", "rope_base", "init_scale", "init_embedding_std")
+        _positive_if_given(self, "gradient_passes")
         _positive_if_given(self, "num_kv_heads", "head_dim", "num_key_heads", "num_value_heads")
         _positive_if_given(
             self, "key_dim", "value_dim", "chunk", "chunk_group", "init_residual_scale"
@@ -150,6 +156,10 @@ class ModelConfig:
     def remat_levels(self) -> frozenset[str]:
         """The levels at which the backward pass recomputes the forward pass."""
         return frozenset() if self.remat == "none" else frozenset(self.remat.split("+"))
+
+    def detached_passes(self, passes: int) -> int:
+        """How many of a window's passes, its first, no gradient reaches."""
+        return max(0, passes - (self.gradient_passes or passes))
 
     @property
     def gated(self) -> bool:
@@ -308,8 +318,39 @@ class Rule110Config:
             raise ConfigError(f"steps must rise from 1 or more, such as (4, 8); got {self.steps}")
 
 
-TASKS = {"depo": DepoConfig, "rule110": Rule110Config}
-TaskConfig = DepoConfig | Rule110Config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Text: documents over several windows, every token predicted from those before it.
+
+    A document begins at a window's start, from a newborn mind; one of more than `windows` windows
+    is cut, and each piece begins newborn. Every window is scored, and every window sleeps.
+
+    Files are .jsonl, an object a line, or .array_record: of such objects, or of tokens as
+    `launch.tokenize` writes them.
+    """
+
+    name: str = "text"
+    train_files: tuple[str, ...] = ()  # paths or globs
+    test_files: tuple[str, ...] = ()  # held out
+    text_field: str = "text"  # of the objects
+    tokenizer: str = "bytes"  # or the path of a JSON file of the tokenizers package
+    window: int = 64
+    windows: int = 8  # of each example, W
+    seed: int = 0  # of the order
+    # What was read, file by file; None: as it is found. A run goes on only with the same.
+    fingerprints: tuple[str, ...] = FOLLOWS
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "name", ("text",))
+        _positive(self, "window", "windows")
+        _in_range(self, "seed", 0, MAX_SEED)
+        for path in sorted({*self.train_files} & {*self.test_files}):
+            raise ConfigError(f"test_files: {path!r} is in train_files too, so it is not held out")
+
+
+TASKS = {"depo": DepoConfig, "rule110": Rule110Config, "text": TextConfig}
+TaskConfig = DepoConfig | Rule110Config | TextConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,6 +375,25 @@ class TrainingConfig:
     log_every: int = 20
     checkpoint_every: int = 200
     checkpoints_kept: int = 3
+    evaluate_every: int = 0  # steps between held-out measurements; 0: never
+    evaluate_examples: int = 256
+    best_kept: int = 0  # checkpoints of the highest held-out accuracy, besides the newest
+
+    # A bad step has a loss or gradient that is not finite, or one that is `spike_factor` times the
+    # median of the last good steps (0: never). The run stops; or leaves the update out; or goes
+    # back to a checkpoint at least `rollback_steps` before it, and on with the batches after it.
+    on_bad_step: str = "stop"
+    spike_factor: float = 0.0
+    spike_window: int = 64
+    skips_in_a_row: int = 10  # so many are allowed, then the run stops
+    rollback_steps: int = 50
+    rollbacks: int = 3  # likewise
+
+    on_save_error: str = "stop"  # when a disk is full, say: stop, or continue and try again
+    stall_seconds: float = (
+        600.0  # without a step, or any other sign of life, are reported; 0: never
+    )
+    stall_stops: bool = False  # the program then ends, for whoever starts it again
 
     def __post_init__(self):
         _check_types(self)
@@ -341,10 +401,30 @@ class TrainingConfig:
         _positive(self, "clip_norm", "log_every", "checkpoint_every", "checkpoints_kept")
         _in_range(self, "seed", 0, MAX_SEED)
         _not_negative(self, "muon_weight_decay", "adam_weight_decay", "warmup_steps")
+        _positive(self, "evaluate_examples", "spike_window", "rollback_steps", "skips_in_a_row")
+        _not_negative(self, "evaluate_every", "best_kept", "spike_factor", "rollbacks")
+        _not_negative(self, "stall_seconds")
         _one_of(self, "schedule", SCHEDULES)
+        _one_of(self, "on_bad_step", ON_BAD_STEP)
+        _one_of(self, "on_save_error", ON_SAVE_ERROR)
         _in_range(self, "decay_fraction", 0.0, 1.0)
         _in_range(self, "adam_b2", 0.0, 1.0)
         _divides(self, "parts", "batch_size")
+        if 0 < self.spike_factor <= 1:
+            raise ConfigError(
+                f"spike_factor must be above 1, or 0 for never; got {self.spike_factor}"
+            )
+        if self.best_kept and not self.evaluate_every:
+            raise ConfigError(
+                f"best_kept={self.best_kept} needs evaluate_every above 0: the best are known by "
+                f"their held-out accuracy"
+            )
+        if self.evaluate_every % self.log_every:
+            near = max(1, round(self.evaluate_every / self.log_every)) * self.log_every
+            raise ConfigError(
+                f"evaluate_every must be a multiple of log_every={self.log_every}; got "
+                f"{self.evaluate_every}; the nearest is {near}"
+            )
         if self.warmup_steps >= self.steps:
             raise ConfigError(
                 f"warmup_steps must be below steps={self.steps}; got {self.warmup_steps}"

@@ -1,11 +1,11 @@
 """Floating-point operations of the network, counted from the configuration.
 
 Products of matrices only (2 m n k each); norms, gates and softmax are left out. The
-backward pass takes twice the forward pass.
+backward pass takes twice the forward pass of what gradients reach.
 """
 
 from sleepnet.config import PARTS, ModelConfig
-from sleepnet.ops.chunks import chunk_size
+from sleepnet.ops.chunks import chunk_size, corrects
 
 
 def part_flops(config: ModelConfig, part: str, T: int, kept: int = 0) -> int:
@@ -31,6 +31,39 @@ def rollout_flops(config: ModelConfig, window_passes, scored_per_window) -> int:
     )
 
 
+def training_flops(config: ModelConfig, window_passes, scored_per_window) -> int:
+    """FLOPs of one row of `sleepnet.rollout` and of its gradient; nothing is counted twice that
+    `config.remat` computes twice."""
+    forward = rollout_flops(config, window_passes, scored_per_window)
+    return forward + sum(
+        _backward_flops(config, config.window, passes, scored)
+        for passes, scored in zip(window_passes, scored_per_window, strict=True)
+    )
+
+
+def _backward_flops(config, T, passes, scored):
+    detached = config.detached_passes(passes)
+    if not detached:
+        return 2 * window_flops(config, T, passes, scored)
+    # As many passes, the coda behind them, and the wake pass where it bears loss.
+    reached = window_flops(config, T, passes - detached + 1, scored)
+    maps = (detached - 1) * _map_flops(config, "core", T)
+    if not scored:
+        reached -= window_flops(config, T, 1, 0)
+        maps += _map_flops(config, "prelude", T) + _map_flops(config, "core", T)
+    return 2 * reached + maps
+
+
+def _map_flops(config, part, T):
+    """Of M of all G blocks, S_out = M S_in + R over T tokens, and of Mᵀ dS_out."""
+    if not corrects(config.rule):
+        return 0  # M is a number
+    period, repeats = config.blocks(part)
+    K, V, C = config.key_dim, config.value_dim, _chunk(config, T)
+    of_head = T * (4 * K * K + 2 * C * K) + 2 * K * K * V
+    return repeats * period.count("G") * config.num_value_heads * of_head
+
+
 def _attention_flops(config, T, S):
     inner, grouped = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     projections = 2 * T * config.d_model * (2 * inner + 2 * grouped)
@@ -42,9 +75,13 @@ def _delta_flops(config, T):
     keys, values = config.num_key_heads * K, H * V
     projections = 2 * T * config.d_model * (2 * keys + 3 * values + 2 * H)
     convolution = 2 * T * config.conv_width * (2 * keys + values)
-    C = min(config.chunk or chunk_size(T), T)
+    C = _chunk(config, T)
     rule = T * H * (6 * K * V + C * (4 * K + 4 * V) + 2 * C * C / 3)
     return round(projections + convolution + rule)
+
+
+def _chunk(config, T):
+    return min(config.chunk or chunk_size(T), T)
 
 
 def _mlp_flops(config, T):

@@ -29,6 +29,7 @@ class _Shell(nn.Module):
     """What all blocks share: how a matrix is declared and used."""
 
     config: ModelConfig
+    detached: bool = False  # gradients go through fast weights alone; see `DeltaBlock`
 
     def project(self, name: str, x, out: int, *, into_residual: bool = False):
         """x (..., D) -> (..., out) by the matrix `name`."""
@@ -96,6 +97,9 @@ class DeltaBlock(_Shell):
 
     Log decay g = -exp(A_log) softplus(x W + dt_bias) and write strength
     beta = beta_max sigmoid(x W), as in arXiv 2412.06464; output RMSNorm(o) * SiLU(x W).
+
+    A detached block takes all but the state for constants, x and parameters too: its gradient is
+    that of S_out = M S_in + R, and costs one product.
     """
 
     @nn.compact
@@ -121,8 +125,10 @@ class DeltaBlock(_Shell):
             form = gated_delta_tpu if config.backend == "pallas" else gated_delta
             out, state = form.chunked(
                 q, k, v, g_BTH, beta_BTH, past.state,
-                rule=rule, chunk=config.chunk, group=config.chunk_group,
+                rule=rule, chunk=config.chunk, group=config.chunk_group, detached=self.detached,
             )  # fmt: skip
+        if self.detached:
+            out = lax.stop_gradient(out)
         out = self.normalise("out_norm", out, V).reshape(B, T, H * V)
         out = out * nn.silu(self.project("gate", h, H * V))
         x_BTD = x_BTD + self.project("out", out, config.d_model, into_residual=True)

@@ -4,12 +4,14 @@ A wake pass is embed + prelude + core + coda + logits; a sleep pass is the core 
 features of the pass before. Both are `blocks`.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.layers import BLOCKS
@@ -55,7 +57,10 @@ def embed(params, tokens_BT, position_BT, *, config: ModelConfig):
     return x_BTD.astype(config.compute_dtype)
 
 
-def blocks(params, x_BTD, past: tuple, span: Span, *, config: ModelConfig, part: str):
+def blocks(
+    params, x_BTD, past: tuple, span: Span, *, config: ModelConfig, part: str,
+    detached: bool = False,
+):  # fmt: skip
     """Runs T tokens through the blocks of one part.
 
     Args:
@@ -65,6 +70,8 @@ def blocks(params, x_BTD, past: tuple, span: Span, *, config: ModelConfig, part:
         `AttentionCache` segments for A, a `DeltaCache` for G.
       span: the tokens' places.
       part: "prelude", "core" or "coda".
+      detached: parameters, features, keys, values and tails are constants; gradients go through
+        the states alone, which are affine in those of `past`.
 
     Returns:
       y_BTD, and per block what these tokens wrote, stacked over repeats: their own keys and
@@ -78,11 +85,15 @@ def blocks(params, x_BTD, past: tuple, span: Span, *, config: ModelConfig, part:
         params, past = stacked
         written = []
         for name, block_past in zip(_names(period), past, strict=True):
-            x_BTD, block_written = _apply(config, name, params[name], x_BTD, block_past, span)
+            x_BTD, block_written = _apply(
+                config, name, params[name], x_BTD, block_past, span, detached
+            )
             written.append(block_written)
         return x_BTD, tuple(written)
 
     stacked = (params[part], past)
+    if detached:
+        x_BTD, stacked = lax.stop_gradient(x_BTD), _all_but_states_constant(stacked)
     return loop(one_period, x_BTD, stacked, length=repeats, unroll=config.unroll)
 
 
@@ -130,17 +141,26 @@ def _names(period: str) -> list[str]:
     return [f"{i}_{NAMES[letter]}" for i, letter in enumerate(period)]
 
 
-def _block(config, name):
+def _all_but_states_constant(stacked):
+    params, past = lax.stop_gradient(stacked)
+    return params, tuple(
+        dataclasses.replace(constant, state=given.state) if isinstance(given, DeltaCache)
+        else constant
+        for given, constant in zip(stacked[1], past, strict=True)
+    )  # fmt: skip
+
+
+def _block(config, name, *, detached=False):
     letter = next(letter for letter, kind in NAMES.items() if name.endswith(kind))
-    return BLOCKS[letter](config)
+    return BLOCKS[letter](config, detached=detached)
 
 
-def _apply(config, name, params, x_BTD, past, span):
+def _apply(config, name, params, x_BTD, past, span, detached):
     def apply(params, x_BTD, past, span):
-        return _block(config, name).apply({"params": params}, x_BTD, past, span)
+        return _block(config, name, detached=detached).apply({"params": params}, x_BTD, past, span)
 
     apply = used_whole(apply)
-    if "block" in config.remat_levels:
+    if "block" in config.remat_levels and not detached:  # which keeps next to nothing
         apply = jax.checkpoint(apply)
     return apply(params, x_BTD, past, span)
 

@@ -54,7 +54,8 @@ def rollout(
       length_BW: int32, valid tokens of each window; all by default.
       targets_BWL: int32, the token to predict *at* each scored position: never shifted here.
       mask_BWL: bool, the scored positions; none by default.
-      config: static.
+      config: static. Gradients run through the last `gradient_passes` passes of a window, as
+        `sleep.refine` says; and through a wake pass that bears loss, with what it writes.
       window_passes: static, passes of each window; by default N everywhere, 1 for the last.
         The paper's rule is 1 for every window that bears loss.
       scored_per_window: static, at most so many positions of each window are scored; logits
@@ -114,7 +115,7 @@ def _live(params, minds, windows, config, passes, scored):
         fast_weights, carried, kept_B = _reset(minds, reset_B)
         y_BLD, *minds = live_window(
             params, fast_weights, carried, kept_B, tokens_BL, length_B,
-            config=config, passes=passes,
+            config=config, passes=passes, read=scored > 0,
         )  # fmt: skip
         return tuple(minds), _score(params, y_BLD, targets_BL, mask_BL, config, scored)
 

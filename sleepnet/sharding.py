@@ -190,18 +190,21 @@ def over_matrices(mesh: Mesh | None, f: Callable, tree: Any) -> Any:
 
 def _shared_out(mesh, spec, f):
     """f over (M, in, out), split by `spec`, with M shared out over all devices."""
-    data, fsdp = mesh.shape[DATA], mesh.shape[FSDP]
-    split = spec.index(FSDP) if FSDP in spec and fsdp > 1 else None
+    split = spec.index(FSDP) if FSDP in spec and mesh.shape[FSDP] > 1 else None
+    alike = DATA if split is not None else AXES  # the devices that hold the same, once exchanged
+    num_alike = mesh.shape[DATA] if split is not None else mesh.size
 
     def on_device(x):
         num = len(x)
-        x = jnp.pad(x, ((0, -num % (data * fsdp)), (0, 0), (0, 0)))
+        x = jnp.pad(x, ((0, -num % mesh.size), (0, 0), (0, 0)))
         if split is not None:
             x = jax.lax.all_to_all(x, FSDP, split_axis=0, concat_axis=split, tiled=True)
-        copies = DATA if split is not None else AXES
-        share = len(x) // (data if split is not None else data * fsdp)
-        x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(copies) * share, share)
-        x = jax.lax.all_gather(f(x), copies, tiled=True)
+        if num_alike > 1:
+            share = len(x) // num_alike
+            x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(alike) * share, share)
+        x = f(x)
+        if num_alike > 1:
+            x = jax.lax.all_gather(x, alike, tiled=True)
         if split is not None:
             x = jax.lax.all_to_all(x, FSDP, split_axis=split, concat_axis=0, tiled=True)
         return x[:num]

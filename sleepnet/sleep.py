@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
@@ -127,16 +128,22 @@ def ingest(params, state: WakeState, tokens_BT, length_B, *, config, passes, axi
     window = state.window
     _, fast_weights, carried, kept_B = live_window(
         params, state.fast_weights, window.carried, window.kept_B, tokens_BT, length_B,
-        config=config, passes=passes, axis=axis,
+        config=config, passes=passes, read=False, axis=axis,
     )  # fmt: skip
     return _awake(config, fast_weights, carried, kept_B)
 
 
 def live_window(
     params, before: FastWeights, carried: Carried, kept_B, tokens_BT, length_B, *, config, passes,
-    axis=None,
+    read: bool, axis=None,
 ):  # fmt: skip
     """One window from its first token to its sleep: the first pass, and `passes` - 1 more.
+
+    Args:
+      read: whether y_BTD is: the gradient of what it is read for then runs through all of the
+        first pass, and so does that of what the first pass wrote. Else the first pass is one
+        like others, detached (with embedding and prelude) if it is not among the last
+        `config.gradient_passes`.
 
     Returns:
       y_BTD of the first pass, for the head; and the fast weights, carried caches and kept_B
@@ -146,7 +153,10 @@ def live_window(
     length_B = jnp.clip(length_B, 0, T if axis is None else config.window)
     span = cache.fresh_span(config, length_B, kept_B, T, axis=axis)
     past = {part: cache.fresh_past(config, before, carried, part) for part in PARTS}
-    features_BTD, y_BTD, written = first_pass(params, tokens_BT, past, span, config=config)
+    detached = not read and config.detached_passes(passes) > 0
+    features_BTD, y_BTD, written = first_pass(
+        params, tokens_BT, past, span, config=config, detached=detached
+    )
     after = refine(
         params, features_BTD, before, cache.fast_weights_of(written), carried, span,
         config=config, passes=passes,
@@ -168,6 +178,11 @@ def refine(
 ) -> FastWeights:
     """Passes 2..N over a window whose first pass is done.
 
+    Where `config.gradient_passes` is below N, gradients reach parameters and features in the last
+    so many passes (and in the coda behind them) alone. In a pass before, features and the maps
+    S_out = M S_in + R of all blocks are constants, and gradients of the fast weights go back
+    through M to those before the window, and so to the last passes of earlier windows.
+
     Args:
       features_BTD: of the first pass, at the core's exit.
       before: the fast weights with which the window began.
@@ -180,19 +195,28 @@ def refine(
     if passes == 1:
         return working
 
-    def run(part, fast_weights, x_BTD):
+    def run(part, fast_weights, x_BTD, detached=False):
         past = cache.fresh_past(config, fast_weights, carried, part)
-        x_BTD, written = model.blocks(params, x_BTD, past, span, config=config, part=part)
+        x_BTD, written = model.blocks(
+            params, x_BTD, past, span, config=config, part=part, detached=detached
+        )
         return x_BTD, cache.fast_weights_of({part: written})
 
-    def one_pass(refined, _):
+    def one_pass(refined, _, detached=False):
         x_BTD, core = refined
-        return run("core", core, x_BTD), None
+        return run("core", core, x_BTD, detached), None
 
+    refined = (features_BTD, {"core": working["core"]})
+    detached = config.detached_passes(passes)  # the first pass is one of them
+    if detached:
+        refined = (lax.stop_gradient(features_BTD), refined[1])
+    if detached > 1:
+        without = functools.partial(one_pass, detached=True)
+        refined, _ = loop(without, refined, length=detached - 1, unroll=config.unroll)
     if "pass" in config.remat_levels:
         one_pass = jax.checkpoint(one_pass)
-    refined = (features_BTD, {"core": working["core"]})
-    (x_BTD, core), _ = loop(one_pass, refined, length=passes - 1, unroll=config.unroll)
+    live = passes - max(detached, 1)
+    (x_BTD, core), _ = loop(one_pass, refined, length=live, unroll=config.unroll)
     return working | core | run("coda", before, x_BTD)[1]
 
 

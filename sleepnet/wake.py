@@ -75,22 +75,26 @@ def _wake(params, state, tokens_BT, length_B, *, config, logits):
     return _read(params, y_BTD, length_B, config, logits), state.replace(window=window)
 
 
-def first_pass(params, tokens_BT, past: Pasts, span: Span, *, config: ModelConfig):
-    """Embedding, prelude, core and coda, once.
+def first_pass(
+    params, tokens_BT, past: Pasts, span: Span, *, config: ModelConfig, detached: bool = False
+):
+    """Embedding, prelude, core and coda, once; `detached` as in `model.blocks`.
 
     Returns:
       features_BTD at the core's exit, where sleep goes on; y_BTD behind the last block, which
       the head reads; and what every block wrote.
     """
     written = {}
-    x_BTD = model.embed(params, tokens_BT, span.position_BT, config=config)
-    for part in ("prelude", "core"):
-        x_BTD, written[part] = model.blocks(
-            params, x_BTD, past[part], span, config=config, part=part
+
+    def run(part, x_BTD):
+        y_BTD, written[part] = model.blocks(
+            params, x_BTD, past[part], span, config=config, part=part, detached=detached
         )
-    y_BTD, written["coda"] = model.blocks(
-        params, x_BTD, past["coda"], span, config=config, part="coda"
-    )
+        return y_BTD
+
+    x_BTD = model.embed(params, tokens_BT, span.position_BT, config=config)
+    x_BTD = run("core", run("prelude", x_BTD))
+    y_BTD = run("coda", x_BTD)
     return x_BTD, y_BTD, written
 
 

@@ -147,13 +147,20 @@ class Mind:
 
     def run(self, part, x, keep=False):
         for place, letter in self.places(part):
-            kind = {"A": "attention", "G": "gated_delta"}[letter]
-            stacked = self.params[part][f"{place[1]}_{kind}"]
-            p = {name: array[place[2]] for name, array in stacked.items()}
-            block = self.attention_block if letter == "A" else self.delta_block
-            x = block(p, x, place, keep)
-            x = x + self.mlp(p, rms_norm(x, p["mlp_norm"], self.config.norm_eps))
+            x = self.block(place, letter, x, keep)
         return x
+
+    def block(self, place, letter, x, keep):
+        p = self.of(place, letter)
+        block = self.attention_block if letter == "A" else self.delta_block
+        x = block(p, x, place, keep)
+        return x + self.mlp(p, rms_norm(x, p["mlp_norm"], self.config.norm_eps))
+
+    def of(self, place, letter):
+        """The parameters of a block."""
+        part, index, repeat = place
+        kind = {"A": "attention", "G": "gated_delta"}[letter]
+        return {name: array[repeat] for name, array in self.params[part][f"{index}_{kind}"].items()}
 
     def attention_block(self, p, x, place, keep):
         c, T = self.config, len(x)

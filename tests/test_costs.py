@@ -90,6 +90,36 @@ def test_counted_flops_are_those_of_the_program(config):
     assert 0 <= counted_flops(config, (3, 1)) - program_flops(config, (3, 1)) < whole_window
 
 
+def gradient_flops(config, passes):
+    """Of one row: two windows that sleep, and one of which every position is scored."""
+    L = config.window
+    tokens, mask = np.zeros((1, 3, L), np.int32), np.array([[[False] * L] * 2 + [[True] * L]])
+
+    def loss(params):
+        result = sleepnet.rollout(
+            params, tokens, None, tokens, mask,
+            config=config, window_passes=(passes, passes, 1), scored_per_window=(0, 0, L),
+        )  # fmt: skip
+        return jnp.sum(result.nll_BWL)
+
+    return jax.jit(jax.grad(loss)).lower(params(config)).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    ("k", "forward_passes"), [(1, 1), pytest.param(None, 3, marks=pytest.mark.slow)]
+)
+def test_a_pass_that_no_gradient_reaches_costs_one_forward_pass(k, forward_passes):
+    """And the map of the fast weights, at d_model 128 below 5%; one that they do reach costs three.
+    In the program of the gradient as by the formula."""
+    config = dataclasses.replace(BIG, gradient_passes=k)
+    plans = [((N, N, 1), (0, 0, config.window)) for N in (2, 3)]
+    fewer, more = (flops.training_flops(config, *plan) for plan in plans)
+    further = gradient_flops(config, 3) - gradient_flops(config, 2)
+    assert further == pytest.approx(more - fewer, rel=0.05)
+    one_pass = 2 * flops.part_flops(config, "core", config.window)
+    assert further == pytest.approx(forward_passes * one_pass, rel=0.05)
+
+
 LEAN = sleepnet.ModelConfig(
     vocab_size=16, pattern="G", d_model=16, window=8, num_heads=2, passes=2, remat="window"
 )
@@ -143,6 +173,17 @@ def test_memory_of_kept_keys_grows_as_slowly():
     for fewer, more in ((4, 8), (8, 16)):
         assert 1 <= growth(config, fewer, more) <= 3
     assert growth(dataclasses.replace(config, remat="none"), 4, 16) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "low", "high"), [(1, 0.5, 2), (None, 20, 1000)])
+def test_a_pass_that_no_gradient_reaches_keeps_a_map_of_each_fast_weight(k, low, high):
+    """From 3 to 11 passes, the gradient's memory grows by at most twice the bytes of the maps, and
+    by more than 20 times as much where gradients run through all."""
+    few, many = (
+        gradient_bytes(dataclasses.replace(LEAN, passes=N, gradient_passes=k), 2) for N in (3, 11)
+    )
+    assert low <= (many - few) / 8 / crossing_bytes(LEAN) <= high  # K = V
 
 
 def programs(config):

@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 
+import corpora
 import jax
 import pytest
 
@@ -20,13 +21,20 @@ def standard_promotion():
         yield
 
 
+@pytest.fixture(autouse=True)
+def text_in_place_of_the_corpus(tmp_path, monkeypatch):
+    """What text_small reads, where it looks for it: a few words."""
+    corpora.text_config(tmp_path / "runs" / "stdlib")
+    monkeypatch.chdir(tmp_path)
+
+
 def load(name):
     module = importlib.import_module(f"experiments.{name}")
     return module, cli.experiment_config(module.get_config())
 
 
-def test_the_four_experiments_are_there():
-    assert {"depo_small", "rule110_small", "depo", "rule110"} <= set(NAMES)
+def test_the_experiments_are_there():
+    assert {"depo_small", "rule110_small", "text_small", "depo", "rule110"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,7 +61,7 @@ def test_one_training_step_lowers_at_full_size(name):
     )
     _, metrics = step.lower(state, batch).out_info
     assert {key: value.shape for key, value in metrics.items()} == dict.fromkeys(
-        ("loss", "accuracy", "grad_norm"), ()
+        ("loss", "accuracy", "grad_norm", "bad", "bad_so_far", "bad_in_a_row"), ()
     )
 
 

@@ -37,7 +37,9 @@ LEAVES = {
 }
 DOORS = {
     "orbax": {"sleepnet.training.checkpoint"},
-    "grain": {"sleepnet.tasks.loader"},
+    "grain": {"sleepnet.tasks.loader", "sleepnet.tasks.records"},
+    "array_record": {"sleepnet.tasks.records"},
+    "tokenizers": {"sleepnet.tasks.tokenizer"},
 }
 
 

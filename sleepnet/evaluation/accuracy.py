@@ -9,7 +9,7 @@ from sleepnet import tasks
 from sleepnet.config import ConfigError, ExperimentConfig
 from sleepnet.evaluation import scoring
 from sleepnet.evaluation.intervals import wilson
-from sleepnet.tasks import Task
+from sleepnet.tasks import QuestionTask
 from sleepnet.training.step import score
 
 # One program for each N and size of batch, also for streaming's comparison.
@@ -67,9 +67,11 @@ def evaluate(
 
     Raises:
       ConfigError: no example asks one of the depths; more examples are needed.
-      ValueError: an unknown split.
+      ValueError: an unknown split, or a task without questions.
     """
     task = tasks.make(config.task)
+    if not isinstance(task, QuestionTask):
+        raise ValueError(f"only questions have answers by depth; got {config.task.name}")
     answers = _all_answers(params, config, task, passes, split)
     by_depth = []
     for depth in task.depths:
@@ -84,7 +86,7 @@ def evaluate(
     return [*by_depth, _result(passes, None, everything, *_floor_of_all(by_depth))]
 
 
-def _all_answers(params, config, task: Task, passes, split):
+def _all_answers(params, config, task: QuestionTask, passes, split):
     """Batches all have one size, and so one program; the last is cut to the examples wanted."""
     wanted = config.evaluation.examples
     batch_size = min(config.evaluation.batch_size, wanted)

@@ -1,10 +1,11 @@
-"""95% intervals: of a share of examples, and of a mean over seeds."""
+"""95% intervals: of a share of examples, of a mean per token, and of a mean over seeds."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from scipy import special
 
 _NORMAL_QUANTILE = 1.959963984540054  # 97.5%
@@ -12,7 +13,7 @@ _CONFIDENCE_TAIL = 0.975
 
 
 class Estimate(NamedTuple):
-    """A share in [0, 1] with its two-sided 95% interval."""
+    """A share in [0, 1], or a mean per token, with its two-sided 95% interval."""
 
     mean: float
     low: float
@@ -33,6 +34,31 @@ def wilson(share: float, n: float) -> Estimate:
     half = _NORMAL_QUANTILE / (1 + z2 / n) * math.sqrt(spread)
     # Rounding must not push a bound past the share itself at 0 and 1.
     return Estimate(share, max(0.0, min(share, center - half)), min(1.0, max(share, center + half)))
+
+
+def ratio(sums, counts) -> Estimate:
+    """The mean of everything that was counted, when examples and not tokens are independent.
+
+    Student's t on the linearised ratio: what an example adds beyond the mean of its tokens. Of a
+    single example no interval is known, and it has no width.
+
+    Args:
+      sums: of each example.
+      counts: of each example, above 0.
+
+    Raises:
+      ValueError: no example.
+    """
+    sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    if not len(sums):
+        raise ValueError("a mean needs one example or more; got none")
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) == 1:
+        return Estimate(mean, mean, mean)
+    beyond = sums - mean * counts
+    error = math.sqrt(len(sums) / (len(sums) - 1) * float(beyond @ beyond)) / float(counts.sum())
+    half = float(special.stdtrit(len(sums) - 1, _CONFIDENCE_TAIL)) * error
+    return Estimate(mean, mean - half, mean + half)
 
 
 def student_t(shares: Sequence[float]) -> Estimate:

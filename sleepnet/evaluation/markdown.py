@@ -30,7 +30,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
-    """Trained N, evaluated at it, by depth.
+    """How it was trained, evaluated at the trained N, by depth.
 
     Args:
       summary: from `summarize`.
@@ -39,10 +39,10 @@ def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
     own = [row for row in summary["results"] if row["trained"] == row["passes"]]
     depths = _depths(own)
     rows = []
-    for N in summary["trained_passes"]:
-        of_depth = {row["depth"]: row[measure] for row in select(own, trained=N)}
-        seeds = len(select(own, trained=N)[0]["seeds"])
-        rows.append([f"N = {N}", seeds, *(_interval(of_depth[depth]) for depth in depths)])
+    for name in summary["names"]:
+        of_depth = {row["depth"]: row[measure] for row in select(own, name=name)}
+        seeds = len(select(own, name=name)[0]["seeds"])
+        rows.append([name, seeds, *(_interval(of_depth[depth]) for depth in depths)])
     floor_name = {"accuracy": "floor", "exact": "exact_floor"}[measure]
     floors = {row["depth"]: row[floor_name] for row in own}
     rows.append(["floor", "", *(_share(floors[depth]) for depth in depths)])
@@ -50,21 +50,23 @@ def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
 
 
 def passes_table(summary: dict) -> str:
-    """N at test by trained N, over all depths."""
+    """N at test by how it was trained, over all depths."""
     rows = select(summary["results"], depth=None)
     every = sorted({row["passes"] for row in rows})
-    cells = {(row["trained"], row["passes"]): _interval(row["accuracy"]) for row in rows}
+    cells = {(row["name"], row["passes"]): _interval(row["accuracy"]) for row in rows}
     return table(
         ["", *(f"N = {passes} at test" for passes in every)],
         [
-            [f"trained {N}", *(cells.get((N, passes), _NOTHING) for passes in every)]
-            for N in summary["trained_passes"]
+            [f"trained {name}", *(cells.get((name, passes), _NOTHING) for passes in every)]
+            for name in summary["names"]
         ],
     )
 
 
 def record_table(record: dict) -> str:
-    """One run's evaluation.json: accuracy by N at test and depth."""
+    """One run's evaluation.json: what was measured by N at test and depth."""
+    if "loss" in record["results"][0]:
+        return loss_table(record)
     results = record["results"]
     depths = _depths(results)
     rows = []
@@ -75,6 +77,25 @@ def record_table(record: dict) -> str:
     floors = {row["depth"]: row["floor"] for row in results}
     rows.append(["floor", *(_share(floors[depth]) for depth in depths)])
     return table(["", *_depth_names(depths, record["depth_name"])], rows)
+
+
+def loss_table(record: dict) -> str:
+    """The evaluation.json of a run on text: a row for each N, over all windows and by window."""
+    results = record["results"]
+    depths = [depth for depth in _depths(results) if depth is not None]
+    rows = []
+    for passes in record["request"]["passes"]:
+        of_depth = {row["depth"]: row for row in select(results, passes=passes)}
+        all_windows = of_depth[None]
+        trained = " (trained)" if passes == record["trained_passes"] else ""
+        loss = f"{all_windows['loss']:.4f} [{all_windows['loss_low']:.4f}, "
+        rows.append(
+            [f"N = {passes}{trained}", f"{loss}{all_windows['loss_high']:.4f}]",
+             f"{all_windows['perplexity']:.3f}", f"{all_windows['bits_per_byte']:.4f}",
+             _share(all_windows["accuracy"]), *(f"{of_depth[d]['loss']:.3f}" for d in depths)]
+        )  # fmt: skip
+    names = [f"window {depth}" for depth in depths]
+    return table(["", "nats per token", "perplexity", "bits per byte", "likeliest", *names], rows)
 
 
 def section(summary: dict, files: dict[str, str], commands: str) -> str:
@@ -123,6 +144,11 @@ def _how_intervals(summary) -> str:
             "Of one seed alone, the 95% Wilson interval with one trial per example: it says "
             "nothing of other seeds."
         )
+    if any("k = " in name for name in summary["names"]):
+        how.append(
+            "Where k is given, gradients of training ran through the last k of a window's N passes "
+            "(`model.gradient_passes`), else through all."
+        )
     examples = sorted({run["request"]["examples"] for run in summary["runs"]})
     held_out = f"{', '.join(map(str, examples))} held-out examples a run, at step {summary['step']}"
     return (
@@ -157,7 +183,8 @@ def _latency(summary, files) -> str:
 
 
 def _runs_table(summary) -> str:
-    header = ["workdir", "N", "seed", "tokens", "FLOPs", "wall time", "max nll gap", "same token"]
+    header = ["workdir", "trained", "seed", "tokens", "FLOPs", "wall time"]
+    header += ["max nll gap", "same token"]
     rows = []
     for run in summary["runs"]:
         agreed = run["agreement"]
@@ -166,7 +193,7 @@ def _runs_table(summary) -> str:
             gap = f"{agreed['max_nll_difference']:.1e} of {agreed['max_nll']:.2g}"
             streaming = [gap, f"{agreed['equal_predictions']:.2%}"]
         rows.append(
-            [f"`{run['workdir']}`", run["trained"], run["seed"], _count(run["tokens"]),
+            [f"`{run['workdir']}`", run["name"], run["seed"], _count(run["tokens"]),
              f"{run['flops']:.2e}", _seconds(run["seconds"]), *streaming]
         )  # fmt: skip
     return f"{table(header, rows)}\n\n{_HOW_STREAMING}"

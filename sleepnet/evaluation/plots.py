@@ -62,16 +62,16 @@ def draw(summary: dict, folder: pathlib.Path, prefix: str = "") -> dict[str, str
 
 
 def accuracy_by_depth(summary: dict) -> Figure:
-    """Accuracy against depth: a line per trained N, evaluated at that N, and the floor."""
+    """Accuracy against depth at the trained N: a line per way of training, and the floor."""
     figure, (axes,) = _figure(columns=1)
-    trained = summary["trained_passes"]
+    names = summary["names"]
     by_depth = [row for row in summary["results"] if row["depth"] is not None]
     floors = {row["depth"]: row["floor"] for row in by_depth}
     depths = list(floors)
-    for number, N in enumerate(trained):
-        estimates = [row["accuracy"] for row in select(by_depth, trained=N, passes=N)]
-        x = _side_by_side(depths, number, len(trained))
-        _line_with_bars(axes, x, estimates, number, f"N = {N}")
+    for number, name in enumerate(names):
+        rows = [row for row in select(by_depth, name=name) if row["passes"] == row["trained"]]
+        x = _side_by_side(depths, number, len(names))
+        _line_with_bars(axes, x, [row["accuracy"] for row in rows], number, name)
     axes.plot(depths, list(floors.values()), label="floor: context not read", **_THIN)
     _share_axis(axes, f"depth ({summary['depth_name']})", "answers right (share)")
     axes.set_xticks(depths)
@@ -92,7 +92,7 @@ def learning_curves(summary: dict) -> Figure:
                     color=style["color"], linestyle=style["linestyle"],
                 )  # fmt: skip
             axes.plot(
-                curve[total], curve["accuracy"]["mean"], label=f"N = {curve['trained']}",
+                curve[total], curve["accuracy"]["mean"], label=curve["name"],
                 markevery=max(1, len(curve[total]) // 8), **style,
             )  # fmt: skip
         axes.set_xlim(left=0)
@@ -104,14 +104,14 @@ def learning_curves(summary: dict) -> Figure:
 
 
 def passes_at_test(summary: dict) -> Figure:
-    """Accuracy over all depths against N at test: a line per trained N."""
+    """Accuracy over all depths against N at test: a line per way of training."""
     figure, (axes,) = _figure(columns=1)
-    trained = summary["trained_passes"]
-    for number, N in enumerate(trained):
-        rows = select(summary["results"], trained=N, depth=None)
+    names = summary["names"]
+    for number, name in enumerate(names):
+        rows = select(summary["results"], name=name, depth=None)
         rows = sorted(rows, key=lambda row: row["passes"])
-        x = _side_by_side([row["passes"] for row in rows], number, len(trained))
-        _line_with_bars(axes, x, [row["accuracy"] for row in rows], number, f"trained at N = {N}")
+        x = _side_by_side([row["passes"] for row in rows], number, len(names))
+        _line_with_bars(axes, x, [row["accuracy"] for row in rows], number, f"trained at {name}")
     floor = select(summary["results"], depth=None)[0]["floor"]
     axes.axhline(floor, label="floor: context not read", **_THIN)
     _share_axis(axes, "N at test (passes of each sleep)", "answers right, all depths (share)")

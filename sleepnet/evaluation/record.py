@@ -3,7 +3,8 @@
 Plain JSON, version 1:
   version, step, trained_passes, split, depth_name;
   request: passes, examples and streaming_examples, as asked;
-  results: one `DepthResult` per N and depth, depth null for all depths together;
+  results: one `DepthResult` per N and depth, depth null for all depths together; of text, one
+    `LossResult` per N and window of a document, null for all;
   agreement: an `Agreement` at the trained N, or null;
   latency: null, or batch_size, prefill (a `Timing`), wake (rows of passes, windows and a
     `Timing`) and sleep (rows of passes and a `Timing`);
@@ -18,6 +19,7 @@ from sleepnet import storage, tasks
 from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.latency import sleep_latency, wake_latency
+from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.evaluation.streaming import agreement
 
@@ -57,10 +59,12 @@ def measure(
       latency: whether to take times, too.
       on_notice: told what is measured next.
     """
+    task = tasks.make(config.task)
+    of_passes = evaluate_text if isinstance(task, tasks.Text) else evaluate
     results = []
     for passes in config.evaluation.passes:
-        on_notice(f"accuracy with N = {passes}")
-        results += evaluate(params, config, passes, split=SPLIT)
+        on_notice(f"held-out examples with N = {passes}")
+        results += of_passes(params, config, passes, split=SPLIT)
     agreed = None
     if config.evaluation.streaming_examples:
         on_notice("streaming against rollout")
@@ -74,7 +78,7 @@ def measure(
         "step": step,
         "trained_passes": config.model.passes,
         "split": SPLIT,
-        "depth_name": tasks.make(config.task).depth_name,
+        "depth_name": task.depth_name,
         "request": _request(config),
         "results": [dataclasses.asdict(result) for result in results],
         "agreement": agreed,

@@ -16,7 +16,7 @@ REPORT, RESULTS, VERSION = "report.md", "results.json", 1
 def report(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> dict:
     """Writes report.md, results.json and PNG figures into `out`.
 
-    Runs that differ only in N and in the seed of training are one group and are averaged over
+    Runs that differ only in N, in k and in the seed of training are one group and are averaged over
     seeds; groups follow each other. Equal workdirs give equal files.
 
     Args:

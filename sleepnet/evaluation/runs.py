@@ -8,11 +8,11 @@ import pathlib
 from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation import record
 from sleepnet.storage import StorageError
-from sleepnet.training.loop import FREE_FIELDS, FREE_SECTION, STARTS, load_config
-from sleepnet.training.metrics import METRICS, TIMING, read_rows
+from sleepnet.training.metrics import METRICS, TIMING, read_metrics, read_rows
+from sleepnet.training.workdir import FREE_FIELDS, FREE_SECTIONS, STARTS, load_config
 
 # Within a group, runs differ in these alone.
-_VARIED = (("training", "seed"), ("model", "passes"))
+_VARIED = (("training", "seed"), ("model", "passes"), ("model", "gradient_passes"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,17 @@ class Run:
         return self.config.model.passes
 
     @property
+    def gradient_passes(self) -> int:
+        """How many of the N gradients ran through: k."""
+        return self.trained - self.config.model.detached_passes(self.trained)
+
+    @property
+    def name(self) -> str:
+        """How it was trained: N, and k if below."""
+        all_passes = self.gradient_passes == self.trained
+        return f"N = {self.trained}" + ("" if all_passes else f", k = {self.gradient_passes}")
+
+    @property
     def seed(self) -> int:
         """Of training."""
         return self.config.training.seed
@@ -57,9 +68,10 @@ class Run:
 
     @functools.cached_property
     def shared_config(self) -> dict:
-        """What it has in common with its group: all that its numbers depend on but N and seed."""
+        """What it has in common with its group: all that its numbers depend on but N, k, seed."""
         sections = self.config.to_dict()
-        del sections[FREE_SECTION]
+        for section in FREE_SECTIONS:
+            del sections[section]
         for section, field in (*FREE_FIELDS, *_VARIED):
             del sections[section][field]
         return sections
@@ -73,7 +85,12 @@ def load_run(workdir: pathlib.Path) -> Run:
     """
     workdir = pathlib.Path(workdir)
     config, evaluation = load_config(workdir), record.load(workdir)
-    metrics = _up_to(evaluation["step"], read_rows(workdir / METRICS))
+    if config.task.name == "text":
+        raise StorageError(
+            f"{workdir} is a run on text: the report tells of answers by depth, and text has none; "
+            f"launch.evaluate prints its loss, perplexity and bits per byte"
+        )
+    metrics = _up_to(evaluation["step"], read_metrics(workdir))
     if not metrics:
         raise StorageError(
             f"{workdir / METRICS} has no row up to step {evaluation['step']}: the run is damaged"
@@ -86,7 +103,7 @@ def load_run(workdir: pathlib.Path) -> Run:
 
 
 def group_runs(runs: list[Run]) -> list[list[Run]]:
-    """Runs that differ only in N and seed, sorted by them; groups in the order given.
+    """Runs that differ only in N, k and seed, sorted by them; groups in the order given.
 
     Raises:
       StorageError: two runs of a group that cannot be averaged.
@@ -95,7 +112,7 @@ def group_runs(runs: list[Run]) -> list[list[Run]]:
     for run in runs:
         groups.setdefault(json.dumps(run.shared_config, sort_keys=True), []).append(run)
     for group in groups.values():
-        group.sort(key=lambda run: (run.trained, run.seed))
+        group.sort(key=lambda run: (run.trained, run.gradient_passes, run.seed))
         _check_group(group)
     return list(groups.values())
 
@@ -103,10 +120,10 @@ def group_runs(runs: list[Run]) -> list[list[Run]]:
 def _check_group(group: list[Run]):
     seen = {}
     for run in group:
-        other = seen.setdefault((run.trained, run.seed), run)
+        other = seen.setdefault((run.name, run.seed), run)
         if other is not run:
             raise StorageError(
-                f"{other.workdir} and {run.workdir} are the same run (N = {run.trained}, seed "
+                f"{other.workdir} and {run.workdir} are the same run ({run.name}, seed "
                 f"{run.seed}): give one of them"
             )
     first = group[0]

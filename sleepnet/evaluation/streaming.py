@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleepnet import tasks
-from sleepnet.cache import init_state
+from sleepnet.cache import init_state, select_states
 from sleepnet.config import ExperimentConfig, ModelConfig
 from sleepnet.evaluation.accuracy import compiled_score
 from sleepnet.sleep import sleep
@@ -51,12 +51,14 @@ def stream(
     Returns:
       nll_BWL, float32 nats, 0 where nothing is scored; and prediction_BWL, int32, -1 there.
     """
-    tokens_BWL, length_BW, targets_BWL, mask_BWL, *_ = example_batch
+    tokens_BWL, length_BW, targets_BWL, mask_BWL, *_, reset_BW = example_batch
     B, W, _ = tokens_BWL.shape
     nll_BWL = np.zeros(tokens_BWL.shape, np.float32)
     prediction_BWL = np.full(tokens_BWL.shape, -1, np.int32)
-    state = init_state(model, B)
+    state = newborn = init_state(model, B)
     for w, passes in enumerate(window_passes):
+        if reset_BW is not None:
+            state = select_states(reset_BW[:, w], newborn, state)
         length_B = length_BW[:, w]
         for t in range(length_B.max()):
             nll_BWL[:, w, t], prediction_BWL[:, w, t], state = _one_token(

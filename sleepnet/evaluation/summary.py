@@ -18,23 +18,23 @@ def summarize(group: list[Run]) -> dict:
     """Numbers of one group from `group_runs`.
 
     Returns:
-      config: what its runs share. depth_name, step. trained_passes: every N trained.
-      results: per trained N, N at test ("passes") and depth (None: all together): seeds,
+      config: what its runs share. depth_name, step. names: how its runs were trained, each once.
+      results: per name, N at test ("passes") and depth (None: all together): trained N, seeds,
         accuracy and exact, each with mean, low, high (95%) and the values by seed; floors.
-      curves: per trained N: seeds, step, tokens, flops, and smoothed training accuracy and loss:
+      curves: per name: seeds, step, tokens, flops, and smoothed training accuracy and loss:
         the mean over seeds, and each seed's.
       runs: per run what it cost, and how streaming agreed.
       latency: medians over the runs measured on the first machine, or None.
     """
-    trained = sorted({run.trained for run in group})
-    of_trained = {N: [run for run in group if run.trained == N] for N in trained}
+    names = list(dict.fromkeys(run.name for run in group))
+    of_name = {name: [run for run in group if run.name == name] for name in names}
     return {
         "config": group[0].shared_config,
         "depth_name": group[0].evaluation["depth_name"],
         "step": group[0].step,
-        "trained_passes": trained,
-        "results": [row for N in trained for row in _results(N, of_trained[N])],
-        "curves": [_curve(N, of_trained[N]) for N in trained],
+        "names": names,
+        "results": [row for name in names for row in _results(of_name[name])],
+        "curves": [_curve(of_name[name]) for name in names],
         "runs": [_run(run) for run in group],
         "latency": _latency(group),
     }
@@ -45,7 +45,7 @@ def select(rows: Iterable[dict], **wanted) -> list[dict]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def _results(trained: int, runs: list[Run]) -> list[dict]:
+def _results(runs: list[Run]) -> list[dict]:
     """One row per (N at test, depth) that any of the runs was evaluated on."""
     found = {}
     for run in runs:
@@ -57,7 +57,8 @@ def _results(trained: int, runs: list[Run]) -> list[dict]:
         seeds, results = zip(*of_seeds, strict=True)
         rows.append(
             {
-                "trained": trained,
+                "name": runs[0].name,
+                "trained": runs[0].trained,
                 "passes": passes,
                 "depth": depth,
                 "seeds": list(seeds),
@@ -80,10 +81,10 @@ def _estimate(results, name: str) -> dict:
     return {"mean": only[name], **bounds, "values": values}
 
 
-def _curve(trained: int, runs: list[Run]) -> dict:
+def _curve(runs: list[Run]) -> dict:
     by_step = [{row["step"]: row for row in run.metrics} for run in runs]
     steps = sorted(set.intersection(*map(set, by_step)))
-    curve = {"trained": trained, "seeds": [run.seed for run in runs], "step": steps}
+    curve = {"name": runs[0].name, "seeds": [run.seed for run in runs], "step": steps}
     for total in ("tokens", "flops"):
         curve[total] = [by_step[0][step][total] for step in steps]
     for metric in ("accuracy", "loss"):
@@ -102,7 +103,7 @@ def _smooth(values: list[float]) -> list[float]:
 def _run(run: Run) -> dict:
     return {
         "workdir": str(run.workdir),
-        "trained": run.trained,
+        "name": run.name,
         "seed": run.seed,
         "request": run.evaluation["request"],
         "tokens": run.spent("tokens"),

@@ -76,26 +76,33 @@ def chunk_scan(inputs: Inputs, state, corrects: bool, chunk: int, group: int):
 
 
 def _forward(inputs, state, corrects, chunk, group):
-    def one_group(state, index):
+    state, out, before, inverse = _scan(_one_chunk, state, inputs, corrects, chunk, group)
+    return (out, state), (inputs, before, state, inverse)
+
+
+def _scan(one_chunk, carry, inputs, corrects, chunk, group):
+    """All tokens: the last carry, out, what `one_chunk` kept of every chunk, and the inverses."""
+
+    def one_group(carry, index):
         taken = _take(inputs, index, group * chunk)
         ready = _prepare(taken, chunk)
         inverse = _inverse(ready) if corrects else None
-
-        def one_chunk(state, now):
-            ready, inverse = now
-            _, written = _write(ready, inverse, state)
-            out = ready.from_start * _read(ready.q, state) + _mix(ready.attended, written)
-            after = ready.whole * state + _fold(ready.k, ready.to_end * written)
-            return after, (out, state)
-
-        state, (out, before) = _over_chunks(one_chunk, state, (ready, inverse))
-        return state, (_tokens(out, taken.v), before, inverse)
+        carry, (out, kept) = _over_chunks(one_chunk, carry, (ready, inverse))
+        return carry, (_tokens(out, taken.v), kept, inverse)
 
     groups = inputs.q.shape[1] // (group * chunk)
-    state, (out, before, inverse) = loop(
-        one_group, state, jnp.arange(groups), length=groups, unroll=False
+    carry, (out, kept, inverse) = loop(
+        one_group, carry, jnp.arange(groups), length=groups, unroll=False
     )
-    return (_join(out), state), (inputs, before, state, inverse)
+    return carry, _join(out), kept, inverse
+
+
+def _one_chunk(state, now):
+    ready, inverse = now
+    _, written = _write(ready, inverse, state)
+    out = ready.from_start * _read(ready.q, state) + _mix(ready.attended, written)
+    after = ready.whole * state + _fold(ready.k, ready.to_end * written)
+    return after, (out, state)
 
 
 def _backward(corrects, chunk, group, kept, cotangents):
@@ -122,6 +129,55 @@ def _backward(corrects, chunk, group, kept, cotangents):
 
 
 chunk_scan.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def detached_scan(inputs: Inputs, state, corrects: bool, chunk: int, group: int):
+    """`chunk_scan` in numbers, whose gradient is that of S' = M S + R with M and R held constant.
+
+    dS = Mᵀ dS', and nothing reaches the inputs or comes from the output. Kept for the backward pass
+    is M alone, (K, K) per value head however many tokens; without a correction it is a number.
+    """
+    return _forward(inputs, state, corrects, chunk, group)[0]
+
+
+def _detached_forward(inputs, state, corrects, chunk, group):
+    def one_chunk(carry, now):
+        state, M = carry
+        state, (out, _) = _one_chunk(state, now)
+        return (state, _forget(M, now)), (out, None)
+
+    carry = (state, _identity(state, corrects))
+    (state, M), out, _, _ = _scan(one_chunk, carry, inputs, corrects, chunk, group)
+    return (out, state), M
+
+
+def _detached_backward(corrects, chunk, group, M, cotangents):
+    _, d_state = cotangents
+    if corrects:
+        return None, _behind(einsum("...ji,...jv->...iv", _ahead(M), _ahead(d_state)))
+    return None, M * d_state
+
+
+detached_scan.defvjp(_detached_forward, _detached_backward)
+
+
+def _identity(state_bhkgv, corrects):
+    """M of no tokens: of as many columns as rows, or the number 1."""
+    b, h, K, g, _ = state_bhkgv.shape
+    if not corrects:
+        return jnp.ones((b, h, 1, g, 1), jnp.float32)
+    return jnp.broadcast_to(jnp.eye(K, dtype=jnp.float32)[:, None, :], (b, h, K, g, K))
+
+
+def _forget(M, now):
+    """M behind a chunk: what the rule makes of a state when it writes no values."""
+    ready, inverse = now
+    after = ready.whole * M
+    if inverse is None:
+        return after
+    removed = _mix(inverse, ready.beta * ready.from_start * _read(ready.k, M))
+    return after - _fold(ready.k, ready.to_end * removed)
 
 
 def _backward_state(ready, inverse, d_out, d_state):

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sleepnet.ops import chunks
-from sleepnet.ops.chunk_scan import Inputs, chunk_scan
+from sleepnet.ops.chunk_scan import Inputs, chunk_scan, detached_scan
 from sleepnet.ops.exact import einsum
 
 
@@ -74,7 +74,7 @@ def step(q_BHK, k_BHK, v_BHV, g_BH, beta_BH, state_BHKV=None, *, rule="gated_del
 
 def chunked(
     q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV=None, *, rule="gated_delta",
-    chunk=None, group=None,
+    chunk=None, group=None, detached=False,
 ):  # fmt: skip
     """`recurrent` in matrix products: the mathematics stands in `sleepnet.ops.chunk_scan`.
 
@@ -84,6 +84,8 @@ def chunked(
     Args:
       chunk: tokens C per chunk, a power of two; by default `chunks.chunk_size(T)`.
       group: chunks prepared at once; by default `chunks.group_size`.
+      detached: gradients go from the state after to the state before and nowhere else, through
+        S_out = M S_in + R with M and R held constant; the backward pass keeps M alone.
     """
     chunks.check_inputs(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule)
     state = chunks.initial(k_BTHK, v_BTHV, state_BHKV)
@@ -95,7 +97,8 @@ def chunked(
     inputs = Inputs(q_BTHK, k_BTHK, v_BTHV, jnp.maximum(g_BTH, chunks.NO_TRACE), beta_BTH)
     inputs = jax.tree.map(lambda x: chunks.pad(x, chunk * group), inputs)
     state_BhKgV = jnp.swapaxes(state.reshape(B, Hk, H // Hk, -1, V), 2, 3)
-    scanned: Any = chunk_scan(inputs, state_BhKgV, chunks.corrects(rule), chunk, group)
+    scan = detached_scan if detached else chunk_scan
+    scanned: Any = scan(inputs, state_BhKgV, chunks.corrects(rule), chunk, group)
     out_BTHV, state_BhKgV = scanned
     return out_BTHV[:, :T], jnp.swapaxes(state_BhKgV, 2, 3).reshape(B, H, -1, V)
 

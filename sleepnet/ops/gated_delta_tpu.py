@@ -43,6 +43,7 @@ def chunked(
     rule="gated_delta",
     chunk=None,
     group=None,
+    detached=False,
     interpret=False,
 ):
     """`gated_delta.chunked` by the TPU kernel, to the same arguments and results.
@@ -51,6 +52,7 @@ def chunked(
       chunk: tokens per chunk, one of `config.KERNEL_CHUNKS`; by default `CHUNK`, or the
         least that holds all tokens.
       group: of `gated_delta.chunked` in the gradient.
+      detached: as for `gated_delta.chunked`; M is computed by XLA's form.
       interpret: run the kernel's operations one by one on any platform, to check its numbers.
 
     Raises:
@@ -61,7 +63,8 @@ def chunked(
     state = chunks.initial(k_BTHK, v_BTHV, state_BHKV)
     fitting = [size for size in KERNEL_CHUNKS if size >= v_BTHV.shape[1]]
     size = chunk or min([*fitting, CHUNK])
-    form = functools.partial(_with_gradient, rule, size, group, interpret)
+    kind = _detached if detached else _with_gradient
+    form = functools.partial(kind, rule, size, group, interpret)
     return form(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state)
 
 
@@ -89,6 +92,25 @@ def _backward(rule, size, group, interpret, inputs, cotangents):
 
 
 _with_gradient.defvjp(_save, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _detached(rule, size, group, interpret, *inputs):
+    return _forward(rule, size, interpret, *inputs)
+
+
+def _save_map(rule, size, group, interpret, *inputs):
+    _, k, v, g, beta, _ = inputs
+    M, _ = gated_delta.summarize(k, v, g, beta, rule=rule, chunk=size)
+    return _forward(rule, size, interpret, *inputs), M
+
+
+def _detached_backward(rule, size, group, interpret, M_BHKK, cotangents):
+    _, d_state = cotangents
+    return *[None] * 5, einsum("bhji,bhjv->bhiv", M_BHKK, d_state)
+
+
+_detached.defvjp(_save_map, _detached_backward)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

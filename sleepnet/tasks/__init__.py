@@ -1,25 +1,28 @@
-"""Tasks that need deep reasoning over a context that is gone when the question comes."""
+"""What models learn: reasoning over a context that is gone when the question comes, and text."""
 
-from sleepnet.config import DepoConfig, Rule110Config, TaskConfig
-from sleepnet.tasks.base import Floor, Task
+from sleepnet.config import DepoConfig, Rule110Config, TaskConfig, TextConfig
+from sleepnet.tasks.base import Floor, QuestionTask, Task
 from sleepnet.tasks.depo import Depo
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.loader import TaskSource, batches, check_batch
 from sleepnet.tasks.rule110 import Rule110
+from sleepnet.tasks.text import Text
 
 __all__ = [
     "Depo",
     "Example",
     "Floor",
+    "QuestionTask",
     "Rule110",
     "Task",
     "TaskSource",
+    "Text",
     "batches",
     "check_batch",
     "make",
 ]
 
-_TASKS = {DepoConfig: Depo, Rule110Config: Rule110}
+_TASKS = {DepoConfig: Depo, Rule110Config: Rule110, TextConfig: Text}
 
 
 def make(config: TaskConfig) -> Task:

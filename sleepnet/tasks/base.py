@@ -23,42 +23,36 @@ class Floor(NamedTuple):
 class Task(abc.ABC):
     """Examples by number, each an independent function of (config.seed, split, index)."""
 
-    depth_name: str  # what depth counts, for people: "hops" or "steps"
+    depth_name: str  # what depth counts, for people: "hops", "steps" or "windows"
+    config: TaskConfig
 
-    def __init__(self, config: TaskConfig, layout: Layout, vocab_size: int):
+    def __init__(self, config: TaskConfig, vocab_size: int):
         self.config = config
-        self.layout = layout
         self.vocab_size = vocab_size
 
     @property
     def window(self) -> int:
         """Tokens of each window, L."""
-        return self.layout.window
+        return self.config.window
 
     @property
+    @abc.abstractmethod
     def num_windows(self) -> int:
         """Windows of each example, W."""
-        return self.layout.num_windows
 
     @property
-    def num_context_windows(self) -> int:
-        """How many windows come first that bear no loss."""
-        return self.layout.num_context_windows
-
-    @property
+    @abc.abstractmethod
     def scored_per_window(self) -> tuple[int, ...]:
-        """A static upper bound of the scored positions of each window; 0 for context windows."""
-        return self.layout.scored_per_window
+        """A static upper bound of the scored positions of each window."""
 
+    @abc.abstractmethod
     def window_passes(self, passes: int) -> tuple[int, ...]:
-        """The passes of each window: `passes` where the model sleeps, 1 where loss is read."""
-        questions = self.num_windows - self.num_context_windows
-        return (passes,) * self.num_context_windows + (1,) * questions
+        """The passes of each window: `passes` where the model sleeps, 1 where it does not."""
 
     @property
     @abc.abstractmethod
     def depths(self) -> tuple[int, ...]:
-        """The depths that the test split asks."""
+        """The depths by which the test split is measured."""
 
     @abc.abstractmethod
     def example(self, split: str, index: int) -> Example:
@@ -69,19 +63,51 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def floor(self, depth: int) -> Floor:
-        """What guessing scores on the test split.
-
-        Raises:
-          ValueError: a depth that test does not ask.
-        """
-
-    @abc.abstractmethod
     def token_name(self, token: int) -> str:
         """How to show a token to people.
 
         Raises:
           ValueError: a token outside the vocabulary.
+        """
+
+    def _check_token(self, token: int):
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} lies outside 0..{self.vocab_size - 1}")
+
+
+class QuestionTask(Task):
+    """Questions of some depth about a context that is gone when they come."""
+
+    def __init__(self, config: TaskConfig, layout: Layout, vocab_size: int):
+        super().__init__(config, vocab_size)
+        self.layout = layout
+
+    @property
+    def num_windows(self) -> int:
+        """See `Task.num_windows`."""
+        return self.layout.num_windows
+
+    @property
+    def num_context_windows(self) -> int:
+        """How many windows come first that bear no loss."""
+        return self.layout.num_context_windows
+
+    @property
+    def scored_per_window(self) -> tuple[int, ...]:
+        """See `Task.scored_per_window`; 0 for context windows."""
+        return self.layout.scored_per_window
+
+    def window_passes(self, passes: int) -> tuple[int, ...]:
+        """The model sleeps on the context; where loss is read, it does not."""
+        questions = self.num_windows - self.num_context_windows
+        return (passes,) * self.num_context_windows + (1,) * questions
+
+    @abc.abstractmethod
+    def floor(self, depth: int) -> Floor:
+        """What guessing scores on the test split.
+
+        Raises:
+          ValueError: a depth that test does not ask.
         """
 
     def _check_depth(self, depth: int):
@@ -90,7 +116,3 @@ class Task(abc.ABC):
                 f"the test split asks no question of {depth} {self.depth_name}; "
                 f"choose from {self.depths}"
             )
-
-    def _check_token(self, token: int):
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token {token} lies outside 0..{self.vocab_size - 1}")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from sleepnet.config import DepoConfig
-from sleepnet.tasks.base import Floor, Task
+from sleepnet.tasks.base import Floor, QuestionTask
 from sleepnet.tasks.layout import Example, Layout, Question, cut_right_aligned
 from sleepnet.tasks.splits import draw_in_split, generator
 from sleepnet.tasks.words import Words
@@ -15,7 +15,7 @@ from sleepnet.tasks.words import Words
 _MOST_NODES_COUNTED = 9  # 8! cycles
 
 
-class Depo(Task):
+class Depo(QuestionTask):
     """Walk k hops along a directed cycle of words.
 
     Tokens: the words' tokens, then one hop token for each k in 1..hops, then, where words may be

@@ -19,9 +19,12 @@ class Example(NamedTuple):
       length_W: int32; the valid tokens of each window, always a prefix of it.
       targets_WL: int32; the answer's token at a scored position, else 0.
       mask_WL: bool; which positions are scored.
-      depth_WL: int32; the hops or steps asked at a scored position, else 0.
+      depth_WL: int32; the hops or steps asked at a scored position, or which window of its
+        document it lies in, from 1; else 0.
       answer_WL: int32; the question (0, 1, ..) a scored position belongs to, else -1. An answer
         of several tokens has several scored positions.
+      reset_W: bool; the windows at which a document begins, from a newborn mind; None where an
+        example is one piece.
     """
 
     tokens_WL: np.ndarray
@@ -30,6 +33,7 @@ class Example(NamedTuple):
     mask_WL: np.ndarray
     depth_WL: np.ndarray
     answer_WL: np.ndarray
+    reset_W: np.ndarray | None = None
 
 
 class Question(NamedTuple):

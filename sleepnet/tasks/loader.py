@@ -1,6 +1,7 @@
 """Batches of examples through grain; the one place here that knows it."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -94,7 +95,9 @@ def batches(
 
 def stack(examples: Sequence[Example]) -> Example:
     """One Example with a leading B on every array."""
-    return Example(*(np.array(arrays) for arrays in zip(*examples, strict=True)))
+    fields = zip(*examples, strict=True)
+    stacked: list[Any] = [None if rows[0] is None else np.array(rows) for rows in fields]
+    return Example(*stacked)
 
 
 def check_batch(example: Example, vocab_size: int):

@@ -4,14 +4,14 @@ import numpy as np
 
 from sleepnet.config import Rule110Config
 from sleepnet.tasks.automaton import evolve_packed, probability_of_one
-from sleepnet.tasks.base import Floor, Task
+from sleepnet.tasks.base import Floor, QuestionTask
 from sleepnet.tasks.layout import Example, Layout, Question
 from sleepnet.tasks.splits import draw_in_split, generator
 
 _NUM_BITS = 2  # the tokens 0 and 1
 
 
-class Rule110(Task):
+class Rule110(QuestionTask):
     """Predict cells of several rings after t steps of rule 110.
 
     Tokens: the bits 0 and 1, then one step token for each t where there are several, then one

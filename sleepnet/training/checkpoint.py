@@ -15,7 +15,7 @@ FOLDER = "checkpoints"
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints`, the newest `kept` of them."""
 
-    def __init__(self, workdir: pathlib.Path, kept: int | None = None):
+    def __init__(self, workdir: pathlib.Path, kept: int | None = None, keep_best: int = 0):
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
         self._kept = kept
         self._manager = self._open()
@@ -33,7 +33,19 @@ class Checkpoints:
     def path(self, step: int) -> pathlib.Path:
         return self.folder / str(step)
 
-    def save(self, state: TrainState):
+    def check(self):
+        pass
+
+    def wait(self):
+        pass
+
+    def discard_after(self, step: int):
+        """Deletes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def save(self, state: TrainState, *, metric=None, wait=False):
         """Writes a checkpoint; returns when it is whole on disk."""
         step = int(state.step)
         if step in self.steps():

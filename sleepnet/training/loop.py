@@ -2,26 +2,29 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from sleepnet import flops, storage, tasks
-from sleepnet.config import ExperimentConfig, from_dict
+from sleepnet import sharding, tasks
+from sleepnet.config import ExperimentConfig
+from sleepnet.sharding import make_mesh
+from sleepnet.storage import StorageError
 from sleepnet.training.checkpoint import Checkpoints
-from sleepnet.training.metrics import MetricsWriter
+from sleepnet.training.clock import Clock
+from sleepnet.training.held_out import ACCURACY, HeldOut
+from sleepnet.training.metrics import MetricsWriter, NoMetricsWriter, was_evaluated
+from sleepnet.training.pace import Pace
+from sleepnet.training.profile import Profile
+from sleepnet.training.program import Program, peak_memory
+from sleepnet.training.rollbacks import Rollback, Rollbacks
 from sleepnet.training.step import TrainState, init_train_state, make_train_step
-
-CONFIG, STARTS = "config.json", "starts.jsonl"
-# What a run may change when it goes on: nothing that the losses depend on but for rounding.
-FREE_SECTION = "evaluation"
-FREE_FIELDS = (
-    ("training", "checkpoint_every"), ("training", "checkpoints_kept"), ("model", "backend"),
-)  # fmt: skip
+from sleepnet.training.votes import STOP, Votes, with_votes
+from sleepnet.training.watch import Watch
+from sleepnet.training.workdir import claim_workdir
 
 
 class TrainingError(RuntimeError):
@@ -30,13 +33,14 @@ class TrainingError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands, after a row of metrics."""
+    """Where a run stands, after a row of metrics. goodput: see `Clock`."""
 
     step: int
     steps: int
     metrics: dict[str, float]
     tokens_per_second: float
     seconds_left: float
+    goodput: float
 
 
 def train(
@@ -45,173 +49,316 @@ def train(
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
+    on_phase: Callable[[str, int], None] = lambda *_: None,
+    on_stall: Callable[[str], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    profile_steps: tuple[int, int] | None = None,
 ) -> TrainState:
     """Trains until `config.training.steps`, from the last good checkpoint if there is one.
 
     Interrupted and resumed, a run ends bit-equal to one that never stopped: example i is a
     function of (task seed, i), step t takes examples t B .. (t + 1) B - 1, and all else is in
-    the checkpoint.
+    the checkpoint. All processes of `jax.distributed` call this alike; the first writes for all.
 
     Args:
-      workdir: made if needed; holds config.json, checkpoints and metrics.
-      on_progress: called with each row of metrics.
+      workdir: made if needed, on a disk that all processes share; holds config.json, checkpoints
+        and metrics.
+      on_progress: called with each row of metrics of training, in the first process.
       on_notice: called with what a person should know, such as a damaged checkpoint.
-      should_stop: polled between steps; when true, a checkpoint is saved and train returns.
+      on_phase: called with a phase and its step as they begin: "restore", "save", "compile",
+        "data", "step", "evaluate". In "restore" and "compile" there is nothing to save: the state
+        at the start lies on disk before the first step compiles.
+      on_stall: called from another thread if nothing ends; see `training.stall_seconds`.
+      should_stop: polled between steps and evaluated batches; when it is true in one process, all
+        save a checkpoint and return.
+      profile_steps: the first and the last step of a profile, for workdir/profile.
 
     Raises:
       StorageError: a workdir that cannot be written, or is of another config.
-      TrainingError: the loss or the gradient is not finite.
+      TrainingError: a bad step, or too many of them; see `training.on_bad_step`.
     """
-    claim_workdir(config, workdir)
-    task = tasks.make(config.task)
-    window_passes = task.window_passes(config.model.passes)
-    train_step = make_train_step(
-        config.model, config.training, window_passes, task.scored_per_window
-    )
-    checkpoints = Checkpoints(workdir, config.training.checkpoints_kept)
-    start = jax.jit(lambda: init_train_state(config.model, config.training))
-    restored, warnings = checkpoints.restore_latest(jax.eval_shape(start))
-    for warning in warnings:
-        on_notice(warning)
-    if restored is not None:
-        on_notice(f"resuming from step {int(restored.step)}")
-    state = start() if restored is None else restored
-    writer = MetricsWriter(workdir, last_step=int(state.step))
-    clock = _Clock(config, window_passes, task, already=writer.seconds)
-    try:
-        return _run(config, task, train_step, state, checkpoints, writer, clock,
-                    on_progress, should_stop)  # fmt: skip
-    finally:
-        writer.close()
-        checkpoints.close()
-
-
-def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
-    """Writes config.json into a new workdir, or raises StorageError if it holds another run."""
     workdir = pathlib.Path(workdir)
-    storage.prepare_folder(workdir)
-    if (workdir / CONFIG).exists():
-        stored = load_config(workdir).to_dict()
-        for path, was, now in _differences(stored, config.to_dict()):
-            raise storage.StorageError(
-                f"{workdir} holds a run with {path}={was!r}, and this one has {now!r}: "
-                f"take another --workdir, or set {path} back"
-            )
-    elif Checkpoints.exist(workdir):
-        raise storage.StorageError(
-            f"{workdir} holds checkpoints but no {CONFIG} to tell of which run: "
-            f"put it back, or take another --workdir"
-        )
-    storage.write_json(workdir / CONFIG, config.to_dict())
+    task = tasks.make(config.task)
+    config = dataclasses.replace(config, task=task.config)  # with what its files were
+    if jax.process_index() == 0:
+        claim_workdir(config, workdir)
+    reports = _Reports(on_progress, on_notice, on_phase, on_stall)
+    run = _Run(config, task, workdir, reports, should_stop, Profile(workdir, profile_steps))
+    with contextlib.closing(run):
+        return run.to_the_end()
 
 
-def load_config(workdir: pathlib.Path) -> ExperimentConfig:
-    """The config with which a workdir was trained."""
-    path = pathlib.Path(workdir) / CONFIG
-    if not path.exists():
-        raise storage.StorageError(f"{workdir} is no workdir of a run: it has no {CONFIG}")
-    return from_dict(storage.read_json(path))
+class _Reports(NamedTuple):
+    progress: Callable[[Progress], None]
+    notice: Callable[[str], None]
+    phase: Callable[[str, int], None]
+    stall: Callable[[str], None]
 
 
-def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, int]:
-    """Trained parameters of a workdir and their step, the last one by default."""
-    config = load_config(workdir)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise storage.StorageError(f"{workdir} has no checkpoint yet: train it first")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise storage.StorageError(
-                f"{workdir} has no checkpoint of step {step}; it has {steps}"
-            )
-        like = jax.eval_shape(lambda: init_train_state(config.model, config.training))
-        return checkpoints.restore(like, step).params, step
+class _BadStep(Exception):  # noqa: N818, the program is not at fault
+    """Unwinds the loop for a rollback."""
+
+    def __init__(self, step, values):
+        super().__init__(step)
+        self.step, self.values = step, values
 
 
-def _run(config, task, train_step, state, checkpoints, writer, clock, on_progress, should_stop):
-    training, step = config.training, int(state.step)
-    batches = tasks.batches(
-        task, "train", training.batch_size, first_batch=step, num_batches=training.steps - step
-    )
-    waiting = None  # metrics of the last dispatched step, looked at while the next one runs
-    for batch in batches:
-        state, metrics = train_step(state, batch)
-        if waiting is not None:
-            _check_finite(waiting, step, checkpoints)
-        step, waiting = step + 1, metrics
-        clock.ticked(step)
-        stopping = should_stop()
-        last = step == training.steps
-        if step % training.log_every == 0 or last:
-            row = _check_finite(metrics, step, checkpoints)
-            _log(config, row, step, writer, clock, on_progress)
-        if stopping or last or step % training.checkpoint_every == 0:
-            _check_finite(metrics, step, checkpoints)
-            checkpoints.save(state)
-        if stopping:
-            break
-    return state
+class _Run:
+    """One start of a run; its methods stand in the order in which they are called."""
 
+    def __init__(self, config, task, workdir, reports, should_stop, profile):
+        self.config, self.training, self.workdir = config, config.training, workdir
+        self.reports, self.profile = reports, profile
+        self.leads = jax.process_index() == 0
+        self.task = task
+        mesh = make_mesh(config, jax.devices())
+        self.mesh = mesh if mesh.size > 1 else None
+        self.votes = Votes(self.mesh, should_stop)
+        self.held_out = HeldOut(config, self.task, self.mesh, self.votes)
+        self.pace = Pace(config, self.task)
+        self.rollbacks = Rollbacks(workdir)
+        self.checkpoints = Checkpoints(workdir, self.training.checkpoints_kept)
+        self.writer: Any = NoMetricsWriter()
+        self.program: Any = None
+        self.clock = Clock(workdir)
+        self.watch = Watch(
+            workdir, self.clock, stall_seconds=self.training.stall_seconds,
+            on_notice=reports.notice, on_stall=reports.stall,
+        )  # fmt: skip
 
-def _check_finite(metrics, step, checkpoints) -> dict[str, float]:
-    """Metrics as numbers; waits for the step. Raises TrainingError on NaN or infinity."""
-    values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-    bad = [key for key, value in values.items() if not np.isfinite(value)]
-    if bad:
-        saved = [s for s in checkpoints.steps() if s < step]
-        back = f"go back to {checkpoints.path(saved[-1])}" if saved else "no checkpoint is older"
-        raise TrainingError(
-            f"step {step}: {bad[0]} is {values[bad[0]]}; nothing of this step was saved: {back}. "
-            f"A lower learning rate or training.clip_norm needs another --workdir"
-        )
-    return values
+    def close(self):
+        self.watch.close()
+        self.profile.close()
+        self.writer.close()
+        self.checkpoints.close()
 
+    def to_the_end(self) -> TrainState:
+        """Until all steps are done or a process is asked to stop; back over bad steps."""
+        self.enter("restore", 0)
+        state = self.restored()
+        if state is None:
+            state = _init(self.config, self.mesh)()
+            self.save(state, 0, wait=True)
+        else:
+            self.reports.notice(f"resuming from step {int(state.step)}")
+        if int(state.step) < self.training.steps or self.lacks_evaluation(int(state.step)):
+            self.compile(state)
+        while True:
+            try:
+                return self.go_on(state)
+            except _BadStep as bad:
+                del state  # its buffers are gone, or hold what the bad step made
+                state = self.rolled_back(bad)
 
-def _log(config, values, step, writer, clock, on_progress):
-    training = config.training
-    totals = {"tokens": step * clock.tokens_per_step, "flops": step * clock.flops_per_step}
-    row = {**totals, **values}
-    rate = clock.steps_per_second()
-    tokens_per_second = rate * clock.tokens_per_step
-    seconds = {"seconds": clock.seconds(), "tokens_per_second": tokens_per_second}
-    writer.write(step, row, seconds)
-    left = (training.steps - step) / rate if rate else float("nan")
-    on_progress(Progress(step, training.steps, row, tokens_per_second, left))
+    def restored(self) -> TrainState | None:
+        """The last good checkpoint, with a notice for each that is not; metrics end with it."""
+        like = jax.eval_shape(_init(self.config, self.mesh))
+        if self.mesh is not None:
+            places = sharding.of_state(self.mesh, like)
+            like = jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                like, places,
+            )  # fmt: skip
+        state, warnings = self.checkpoints.restore_latest(like)
+        for warning in warnings:
+            self.reports.notice(warning)
+        if self.leads:
+            self.writer.close()
+            self.writer = MetricsWriter(self.workdir, int(state.step) if state else 0)
+        return state
 
+    def compile(self, state):
+        """All programs, from their first batches: where nothing is lost by stopping at once."""
+        self.enter("compile", int(state.step))
+        step = make_train_step(
+            self.config.model, self.training, self.task.window_passes(self.config.model.passes),
+            self.task.scored_per_window, mesh=self.mesh, gather=self.config.mesh.gather,
+        )  # fmt: skip
+        placed = None
+        if self.mesh is not None:
+            places = jax.tree.map(lambda x: x.sharding, state)
+            placed = places, sharding.replicated(self.mesh)
+        program = jax.jit(with_votes(step), donate_argnums=0, out_shardings=placed)
+        like = state, next(self.batches(0, 1)), self.votes.ballots()
+        self.program = Program("training step", program, like, self.reports.notice)
+        if self.training.evaluate_every:
+            self.held_out.compile(state.params, self.reports.notice)
 
-class _Clock:
-    """Wall time over all starts; and the speed of this one without its first, compiling step."""
+    def go_on(self, state: TrainState) -> TrainState:
+        """The loop. A step's metrics are looked at while the next one runs."""
+        done, steps = int(state.step), self.training.steps
+        if self.lacks_evaluation(done) and self.evaluate(state, done):
+            return state
+        waiting, stopping = None, False
+        batches = self.batches(done, steps)
+        while done < steps and not stopping:
+            self.enter("data", done + 1)
+            batch = next(batches)
+            self.enter("step", done + 1)
+            self.profile.before(done + 1)
+            state, metrics = self.program(state, batch, self.votes.ballots())
+            if waiting is not None:
+                stopping = self.look_at(done, waiting)
+            done, waiting = done + 1, metrics
+            self.profile.after(done, metrics)
+            self.pace.ticked()
+            self.heed(self.checkpoints.check)
+            stopping = self.votes.asked() or stopping
+            if stopping or self.evaluates(done) or self.saves(done):
+                stopping = self.look_at(done, waiting) or stopping
+                stopping = self.pause(state, done, stopping)
+                waiting = None
+        return state
 
-    def __init__(self, config, window_passes, task, already):
-        forward = flops.rollout_flops(config.model, window_passes, task.scored_per_window)
-        self.flops_per_step = 3 * forward * config.training.batch_size
-        self.tokens_per_step = config.training.batch_size * task.num_windows * task.window
-        self._began = time.perf_counter() - already
-        self._first = None
-        self._steps = 0
+    def look_at(self, step: int, metrics) -> bool:
+        """Waits for a step, judges it, writes its row; whether a process is asked to stop."""
+        values = jax.device_get(metrics)
+        if values["bad"]:
+            self.bad_step(step, values)
+        if step % self.training.log_every == 0 or step == self.training.steps:
+            self.log(step, values)
+        return bool(values[STOP])
 
-    def ticked(self, step):
-        if self._first is None:
-            self._first = time.perf_counter()
+    def bad_step(self, step: int, values):
+        """Returns if the step was skipped."""
+        found = f"{_fault(values)}, on batch {self.rollbacks.batch_of(step)}"
+        policy = self.training.on_bad_step
+        if policy == "skip" and values["bad_in_a_row"] <= self.training.skips_in_a_row:
+            self.reports.notice(f"step {step}: {found}; its update is left out")
             return
-        self._steps += 1
+        if policy == "rollback" and len(self.rollbacks) < self.training.rollbacks:
+            raise _BadStep(step, values)
+        limit = {
+            "stop": "",
+            "skip": f" (training.skips_in_a_row={self.training.skips_in_a_row} before it, too)",
+            "rollback": f" (after training.rollbacks={self.training.rollbacks})",
+        }[policy]
+        saved = [s for s in self.checkpoints.steps() if s < step]
+        back = f"go back to {self.checkpoints.path(saved[-1])}" if saved else "none is older"
+        raise TrainingError(
+            f"step {step}: {found}{limit}; nothing of this step was saved: {back}. The same "
+            f"command with another training.on_bad_step goes on from there; a lower learning "
+            f"rate or training.clip_norm needs another --workdir"
+        )
 
-    def seconds(self):
-        return time.perf_counter() - self._began
+    def rolled_back(self, bad: _BadStep) -> TrainState:
+        """The state to go on from after a bad step, and other batches to come."""
+        self.enter("restore", bad.step)
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        to = max(
+            (s for s in steps if s <= bad.step - self.training.rollback_steps), default=steps[0]
+        )
+        loss, grad_norm = (float(bad.values[key]) for key in ("loss", "grad_norm"))
+        batch = self.rollbacks.batch_of(bad.step)
+        self.checkpoints.discard_after(to)  # first: they would be resumed without the rollback
+        self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm), write=self.leads)
+        self.reports.notice(
+            f"step {bad.step}: {_fault(bad.values)}, on batch {batch}; going back to step {to}, "
+            f"and on with batch {batch + 1}"
+        )
+        state = self.restored()
+        assert state is not None, "it was on disk a moment ago"
+        return state
 
-    def steps_per_second(self):
-        if self._first is None or not self._steps:
-            return 0.0
-        return self._steps / (time.perf_counter() - self._first)
+    def log(self, step: int, values):
+        """The row of a step."""
+        row = self.pace.totals(step)
+        row |= {key: float(values[key]) for key in ("loss", "accuracy", "grad_norm")}
+        if self.training.on_bad_step == "skip":
+            row["skipped"] = int(values["bad_so_far"])
+        if self.training.on_bad_step == "rollback":
+            row["rollbacks"] = len(self.rollbacks)
+        speed = self.pace.tokens_per_second()
+        timing = {**self.clock.timing(), "tokens_per_second": speed, **peak_memory()}
+        self.heed(lambda: self.writer.write(step, row, timing))
+        if self.leads:
+            left = self.pace.seconds_for(self.training.steps - step)
+            goodput = timing["goodput"]
+            self.reports.progress(Progress(step, self.training.steps, row, speed, left, goodput))
+
+    def pause(self, state, step: int, stopping: bool) -> bool:
+        """Evaluates and saves as is due; whether to stop."""
+        if self.evaluates(step) and not stopping:
+            return self.evaluate(state, step)
+        self.save(state, step, wait=stopping or step == self.training.steps)
+        return stopping
+
+    def evaluate(self, state, step: int) -> bool:
+        """Measures what was held out, and saves; True if it was asked to stop meanwhile."""
+        measured = self.held_out.measure(state.params, lambda: self.enter("evaluate", step))
+        if measured is None:
+            self.save(state, step, wait=True)
+            return True
+        self.heed(lambda: self.writer.write(step, measured, {}))
+        if self.leads:
+            told = ", ".join(f"{key} {value:.3f}" for key, value in measured.items())
+            self.reports.notice(f"step {step}: {told}")
+        if self.saves(step) or self.training.best_kept:
+            self.save(state, step, wait=step == self.training.steps, metric=measured[ACCURACY])
+        return False
+
+    def save(self, state, step: int, *, wait: bool, metric: float | None = None):
+        """A checkpoint, after the rows that lead up to it."""
+        self.enter("save", step)
+
+        def write():
+            self.writer.sync()
+            self.checkpoints.save(state, metric=metric, wait=wait)
+
+        self.heed(write)
+
+    def heed(self, write: Callable[[], None]):
+        """Calls it; if it cannot write, the run stops or goes on by `training.on_save_error`."""
+        try:
+            write()
+        except StorageError as error:
+            if self.training.on_save_error == "stop":
+                raise
+            self.reports.notice(f"{error}; the run goes on")
+
+    def evaluates(self, step: int) -> bool:
+        """Whether a step is followed by a held-out measurement."""
+        every = self.training.evaluate_every
+        return bool(every and step) and (step % every == 0 or step == self.training.steps)
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the run ended during the measurement that follows a step."""
+        return self.evaluates(step) and not was_evaluated(self.workdir, step)
+
+    def saves(self, step: int) -> bool:
+        """Whether a step is followed by a checkpoint."""
+        return step % self.training.checkpoint_every == 0 or step == self.training.steps
+
+    def enter(self, phase: str, step: int):
+        self.clock.enter(phase, step)
+        self.reports.phase(phase, step)
+
+    def batches(self, done: int, steps: int) -> Iterator[Any]:
+        """What the steps done + 1 .. steps take, placed on the devices."""
+        size = self.training.batch_size
+        rows = None if self.mesh is None else sharding.local_rows(self.mesh, size)
+        for first, count in self.rollbacks.spans(done, steps):
+            for batch in tasks.batches(
+                self.task, "train", size, first_batch=first, num_batches=count, rows=rows
+            ):
+                yield batch if self.mesh is None else sharding.place_batch(self.mesh, batch, size)
 
 
-def _differences(stored: dict, wanted: dict):
-    for section, fields in wanted.items():
-        if section == FREE_SECTION:
-            continue
-        for field in sorted(fields.keys() | stored[section].keys()):
-            was, now = stored[section].get(field), fields.get(field)
-            if was != now and (section, field) not in FREE_FIELDS:
-                yield f"{section}.{field}", was, now
+def _init(config: ExperimentConfig, mesh) -> Callable[[], TrainState]:
+    """Makes the state before the first step, each device its own part."""
+
+    def init():
+        return init_train_state(config.model, config.training)
+
+    if mesh is None:
+        return jax.jit(init)
+    return jax.jit(init, out_shardings=sharding.of_state(mesh, jax.eval_shape(init)))
+
+
+def _fault(values) -> str:
+    """What is bad about a step."""
+    for key in ("loss", "grad_norm"):
+        if not math.isfinite(values[key]):
+            return f"{key} is {values[key]}"
+    return f"loss {values['loss']:.3g} or grad_norm {values['grad_norm']:.3g} is a spike"

@@ -1,11 +1,13 @@
 """Metrics on disk: what is the same in every run of a config, apart from how fast it went.
 
-`metrics.jsonl` has one row per `log_every` steps, and the row of a step is bit-equal
-however often the run was interrupted. `timing.jsonl` has the wall clock. Both also go to
-TensorBoard.
+`metrics.jsonl` has one row per `log_every` steps, and a second one, of what was held out, where a
+step was evaluated; they are bit-equal however often the run was interrupted. `timing.jsonl` has
+the wall clock. Both also go to TensorBoard.
 """
 
+import contextlib
 import json
+import os
 import pathlib
 
 from tensorboardX import SummaryWriter
@@ -13,32 +15,120 @@ from tensorboardX import SummaryWriter
 from sleepnet.storage import StorageError, write_atomic
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+HELD_OUT = "test_"  # begins the names of what was measured on held-out examples
 
 
 class MetricsWriter:
     """Appends rows to a run's files; rows beyond `last_step`, written before a crash, go."""
 
     def __init__(self, workdir: pathlib.Path, last_step: int):
-        self._workdir = pathlib.Path(workdir)
-        self.seconds = 0.0  # wall time of the rows that stay
-        for name in (METRICS, TIMING):
-            rows = [row for row in read_rows(self._workdir / name) if row["step"] <= last_step]
-            write_atomic(self._workdir / name, "".join(_line(row) for row in rows))
-            self.seconds = rows[-1].get("seconds", 0.0) if rows else 0.0
+        workdir = pathlib.Path(workdir)
+        self._metrics = _Rows(workdir / METRICS, last_step)
+        self._timing = _Rows(workdir / TIMING, last_step)
+        # Its thread ends if the disk is full: the queue must then hold what nobody takes.
         self._board = SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=last_step + 1, flush_secs=30
+            str(workdir / "tensorboard"), purge_step=last_step + 1, flush_secs=30, max_queue=10**6
         )
 
     def write(self, step: int, metrics: dict[str, float], timing: dict[str, float]):
-        """One row for each file."""
-        for name, values in ((METRICS, metrics), (TIMING, timing)):
-            with (self._workdir / name).open("a") as file:
-                file.write(_line({"step": step, **values}))
+        """One row for each file; without timing, for the metrics alone.
+
+        Raises:
+          StorageError: they cannot be written now, and wait for the next `write` or `sync`.
+        """
+        for values in (metrics, timing):
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
+        self._metrics.append({"step": step, **metrics})
+        if timing:
+            self._timing.append({"step": step, **timing})
+
+    def sync(self):
+        """Returns when all rows lie on the disk: a checkpoint may then follow.
+
+        Raises:
+          StorageError: some cannot be written.
+        """
+        self._metrics.sync()
+        self._timing.sync()
 
     def close(self):
-        self._board.close()
+        """Rows that the disk refuses are lost; they are of steps that no checkpoint has."""
+        self._metrics.close()
+        self._timing.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
+
+
+class NoMetricsWriter:
+    """Of processes other than the first, which writes for all."""
+
+    def write(self, step, metrics, timing):
+        pass
+
+    def sync(self):
+        pass
+
+    def close(self):
+        pass
+
+
+class _Rows:
+    """A JSONL file to append to, line by whole line."""
+
+    def __init__(self, path: pathlib.Path, last_step: int):
+        self._path = path
+        rows = [row for row in read_rows(path) if row["step"] <= last_step]
+        write_atomic(path, "".join(_line(row) for row in rows))
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""  # rows that the disk has not taken yet
+
+    def append(self, row: dict):
+        self._waiting += _line(row).encode()
+        with self._named_errors():
+            self._flush()
+
+    def sync(self):
+        with self._named_errors():
+            self._flush()
+            os.fsync(self._file.fileno())
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._flush()
+        self._file.close()
+
+    def _flush(self):
+        whole = os.fstat(self._file.fileno()).st_size
+        left = self._waiting
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(whole)  # no half of a row stays
+            raise
+        self._waiting = b""
+
+    @contextlib.contextmanager
+    def _named_errors(self):
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict]:
+    """The rows of metrics.jsonl, one for each step; what was held out joins the step's row."""
+    by_step: dict[int, dict] = {}
+    for row in read_rows(pathlib.Path(workdir) / METRICS):
+        by_step.setdefault(row["step"], {}).update(row)
+    return list(by_step.values())
+
+
+def was_evaluated(workdir: pathlib.Path, step: int) -> bool:
+    """Whether metrics.jsonl has what was held out at a step."""
+    rows = [row for row in read_metrics(workdir) if row["step"] == step]
+    return any(key.startswith(HELD_OUT) for row in rows for key in row)
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:

@@ -9,6 +9,7 @@ from sleepnet import sharding
 from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.model import init_params
 from sleepnet.rollout import Rollout, rollout
+from sleepnet.training import guard
 from sleepnet.training.optimizer import optimizer
 
 
@@ -19,6 +20,7 @@ class TrainState:
     step: jax.Array
     params: optax.Params
     opt_state: optax.OptState
+    recent: guard.Recent
 
 
 def init_train_state(model: ModelConfig, training: TrainingConfig) -> TrainState:
@@ -26,7 +28,7 @@ def init_train_state(model: ModelConfig, training: TrainingConfig) -> TrainState
     params = init_params(model, jax.random.key(training.seed))
     # Strongly typed from the start: a weak type would compile the step twice.
     opt_state = jax.tree.map(_strong, optimizer(training).init(params))
-    return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state)
+    return TrainState(jnp.int32(0), params, opt_state, guard.no_steps(training))
 
 
 def score(params, batch, *, model: ModelConfig, window_passes, scored_per_window) -> Rollout:
@@ -34,6 +36,7 @@ def score(params, batch, *, model: ModelConfig, window_passes, scored_per_window
     return rollout(
         params, batch.tokens_WL, batch.length_W, batch.targets_WL, batch.mask_WL,
         config=model, window_passes=window_passes, scored_per_window=scored_per_window,
+        reset_BW=batch.reset_W,
     )  # fmt: skip
 
 
@@ -57,7 +60,9 @@ def make_train_step(
       gather: when split parameters are made whole; see `MeshConfig`.
 
     Metrics, float32 scalars: loss (masked mean cross-entropy in nats over all scored
-    positions of the batch), accuracy, grad_norm (before clipping).
+    positions of the batch), accuracy, grad_norm (before clipping); int32: bad, 1 for a step that
+    `guard.judge` calls bad, whose update is left out if `training.on_bad_step` says so, and how
+    many were bad so far, and in a row.
     """
     update = optimizer(training, mesh).update
 
@@ -94,8 +99,17 @@ def make_train_step(
             grads = jax.lax.with_sharding_constraint(grads, sharding.of_state(mesh, grads))
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        grad_norm = optax.global_norm(grads)
+        bad, recent = guard.judge(state.recent, loss, grad_norm, training.spike_factor)
+        if training.on_bad_step == "skip":
+            before = state.params, state.opt_state
+            params, opt_state = guard.keep_where(bad, before, (params, opt_state))
+        metrics = {
+            "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm,
+            "bad": bad.astype(jnp.int32), "bad_so_far": recent.bad,
+            "bad_in_a_row": recent.bad_in_a_row,
+        }  # fmt: skip
+        return TrainState(state.step + 1, params, opt_state, recent), metrics
 
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)

@@ -83,7 +83,7 @@ def test_results_hold_means_over_seeds_with_their_intervals(workdirs, tmp_path):
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored == json.loads(json.dumps(returned))
     (group,) = stored["groups"]
-    assert group["trained_passes"] == [1, 2]
+    assert group["names"] == ["N = 1", "N = 2"]
 
     rows = {(row["trained"], row["passes"], row["depth"]): row for row in group["results"]}
     assert set(rows) == set(itertools.product((1, 2), (1, 2), (1, 2, None)))
@@ -137,6 +137,21 @@ def test_runs_that_differ_otherwise_are_told_apart(workdirs, tmp_path, config):
     assert "model.mlp=swiglu" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "group2_accuracy_by_depth.png").exists()
     assert not (tmp_path / "out" / "group2_wake_latency.png").exists()
+
+
+def test_runs_that_differ_in_the_passes_of_gradients_are_compared(workdirs, tmp_path, config):
+    """In one group, one line each; k = N is no other run than that of all passes."""
+    last = write_run(tmp_path / "k1", config, passes=2, accuracy=0.9, gradient_passes=1)
+    every = write_run(tmp_path / "k2", config, passes=2, seed=1, accuracy=0.75, gradient_passes=2)
+    (group,) = report([*workdirs, last, every], tmp_path / "out")["groups"]
+    assert group["names"] == ["N = 1", "N = 2, k = 1", "N = 2"]
+    means = {
+        row["name"]: row["accuracy"]["mean"] for row in group["results"]
+        if row["passes"] == row["trained"] and row["depth"] == 1
+    }  # fmt: skip
+    assert means == pytest.approx({"N = 1": 0.8, "N = 2, k = 1": 0.9, "N = 2": 0.85})
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| N = 2, k = 1 |" in text and "the last k of a window's N passes" in text
 
 
 def test_a_run_that_was_not_evaluated_names_the_command(workdirs, tmp_path):

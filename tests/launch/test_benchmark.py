@@ -12,7 +12,7 @@ import pytest
 
 import sleepnet
 from launch import peers
-from launch.suites import Options, devices, report, rule, sleep, tpu, wake
+from launch.suites import Options, devices, gradients, report, rule, sleep, tpu, wake
 from sleepnet import flops
 from sleepnet.config import ConfigError
 
@@ -147,6 +147,23 @@ def test_a_token_is_held_against_what_it_must_move(monkeypatch):
         assert young[f"of {rate} bound"] == pytest.approx(bound_ms / young["decoder ms"])
     with pytest.raises(ConfigError, match="--repeats: at most 3 fit into a window; got 4"):
         wake.run(Options(repeats=4))
+
+
+@pytest.mark.slow
+def test_gradients_through_fewer_passes_are_held_against_those_through_all(monkeypatch):
+    """In one run: time as a ratio, memory of the compiled steps, and products by the formula."""
+    values = gradients.depo_small.get_config()
+    values.model.update(pattern="G", d_model=8, passes=2)
+    values.training.batch_size = 2
+    monkeypatch.setattr(gradients.depo_small, "get_config", lambda: values)
+    monkeypatch.setattr(gradients, "VARIANTS", {"all": {}, "last 1": dict(gradient_passes=1)})
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix dtypes
+        every, last = gradients.run(Options(repeats=2))["rows"]
+    assert every["/ all"] == (1.0, 1.0, 1.0)
+    assert last["/ all"][0] == pytest.approx(last["step ms"] / every["step ms"])
+    assert last["tokens/s"] == pytest.approx(1e3 * 2 * 4 * 8 / last["step ms"])
+    assert 0 < last["temp MB"] < every["temp MB"]
+    assert 0 < last["GFLOP"] < every["GFLOP"]
 
 
 def test_devices_share_the_rule():

@@ -16,6 +16,7 @@ TINY = [
     "--config.model.pattern=G",
     "--config.model.d_model=8",
     "--config.model.passes=1",
+    "--config.mesh.data=1",
     "--config.training.steps=100000",
     "--config.training.batch_size=2",
     "--config.training.log_every=1",

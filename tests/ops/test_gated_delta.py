@@ -56,7 +56,7 @@ def by_steps(q, k, v, g, beta, state, rule):
 
 
 recurrent = jax.jit(gated_delta.recurrent, static_argnames="rule")
-chunked = jax.jit(gated_delta.chunked, static_argnames=("rule", "chunk", "group"))
+chunked = jax.jit(gated_delta.chunked, static_argnames=("rule", "chunk", "group", "detached"))
 summarize = jax.jit(gated_delta.summarize, static_argnames=("rule", "chunk"))
 
 
@@ -348,3 +348,26 @@ def test_an_unknown_rule_is_named(form):
     """It is not taken for one without a gate."""
     with pytest.raises(ValueError, match=r"rule: got 'gated_dleta'; .* nearest is 'gated_delta'"):
         form(*draw(18), rule="gated_dleta")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "gated_delta",
+        "gated_hebbian",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in RULES[1::2]),
+    ],
+)
+def test_detached_gradients_go_from_state_to_state_alone(rule):
+    """With the same numbers, bit for bit: the state's gradient is that of the definition with all
+    else held constant, and inputs have none; the output lets none through."""
+    inputs = mask(draw(5), 0, (T, 9))
+    form = functools.partial(chunked, rule=rule, chunk=4, group=3)
+    detached = functools.partial(form, detached=True)
+    assert_identical(detached(*inputs), form(*inputs))
+    results, pull = jax.vjp(detached, *inputs)
+    d_out, d_state = (jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(results))
+    _, pull_state = jax.vjp(lambda state: recurrent(*inputs[:5], state, rule=rule)[1], inputs[5])
+    *others, actual = pull((d_out, d_state))
+    assert_agree(actual, *pull_state(d_state), GRADIENTS)
+    assert all(not np.any(other) for other in others)

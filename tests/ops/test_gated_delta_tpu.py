@@ -110,6 +110,24 @@ def test_gradients_are_those_of_the_rule():
     assert_agree(gradients(kernel), gradients(gated_delta.recurrent), GRADIENTS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["grouped heads", "no correction"])
+def test_detached_gradients_are_those_of_the_rule(case):
+    """From state to state, with the numbers of the kernel."""
+    shape, rule, chunk = CASES[case]
+    inputs = draw(shape)
+
+    def gradients(form):
+        def loss(*inputs):
+            out, state = form(*inputs, rule=rule, detached=True)
+            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.cos(state))
+
+        return jax.jit(jax.grad(loss, range(6)))(*inputs)
+
+    kernel = functools.partial(gated_delta_tpu.chunked, chunk=chunk, interpret=True)
+    assert_agree(gradients(kernel), gradients(gated_delta.chunked), GRADIENTS)
+
+
 def test_a_mind_with_the_kernel_is_the_same_mind(monkeypatch):
     """A window woken and slept over in three passes with backend="pallas"."""
     monkeypatch.setattr(

@@ -26,8 +26,15 @@ CONFIGS = {
 }
 SPLITS = ("train", "test")
 
-every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+every_config = pytest.mark.parametrize("config", [*CONFIGS, "text"], indirect=True)
+every_question = pytest.mark.parametrize("config", CONFIGS, indirect=True)
 every_split = pytest.mark.parametrize("split", SPLITS)
+
+
+@pytest.fixture
+def config(request, text):
+    """That of the task's name."""
+    return CONFIGS.get(request.param, text)
 
 
 def same(one: tasks.Example, other: tasks.Example) -> bool:
@@ -40,7 +47,9 @@ def test_arrays_have_the_promised_shapes_and_dtypes(config, split):
     task = tasks.make(config)
     shape = (task.num_windows, config.window)
     example = task.example(split, 3)
-    assert {name: (a.shape, a.dtype) for name, a in example._asdict().items()} == {
+    arrays = {name: a for name, a in example._asdict().items() if a is not None}
+    resets = {"reset_W": (shape[:1], np.bool_)} if config.name == "text" else {}
+    assert {name: (a.shape, a.dtype) for name, a in arrays.items()} == resets | {
         "tokens_WL": (shape, np.int32),
         "length_W": (shape[:1], np.int32),
         "targets_WL": (shape, np.int32),
@@ -66,7 +75,7 @@ def test_valid_tokens_are_a_prefix_and_everything_else_is_empty(config, split):
         assert max(example.tokens_WL.max(), example.targets_WL.max()) < task.vocab_size
 
 
-@every_config
+@every_question
 @every_split
 def test_context_windows_are_never_scored_and_the_bound_of_the_others_is_tight(config, split):
     task = tasks.make(config)
@@ -80,6 +89,15 @@ def test_context_windows_are_never_scored_and_the_bound_of_the_others_is_tight(c
 
 @every_config
 @every_split
+def test_no_window_scores_more_than_its_bound(config, split):
+    task = tasks.make(config)
+    assert len(task.scored_per_window) == len(task.window_passes(3)) == task.num_windows
+    for index in range(50):
+        assert (task.example(split, index).mask_WL.sum(-1) <= task.scored_per_window).all()
+
+
+@every_config
+@every_split
 def test_answers_are_numbered_in_order_without_gaps(config, split):
     task = tasks.make(config)
     for index in range(50):
@@ -89,7 +107,7 @@ def test_answers_are_numbered_in_order_without_gaps(config, split):
         assert set(answers) == set(range(answers.max() + 1))
 
 
-@every_config
+@every_question
 def test_only_context_windows_are_passed_over_more_than_once(config):
     task = tasks.make(config)
     context, questions = task.num_context_windows, task.num_windows - task.num_context_windows
@@ -112,7 +130,7 @@ def test_any_index_can_be_asked_twice(index, split):
     assert same(task.example(split, index), task.example(split, index))
 
 
-@every_config
+@every_question
 def test_examples_differ_between_indices_splits_and_seeds(config):
     task, other = tasks.make(config), tasks.make(dataclasses.replace(config, seed=config.seed + 1))
     examples = [task.example(split, i) for split in SPLITS for i in range(10)]
@@ -139,7 +157,7 @@ def test_every_token_has_a_name_of_its_own(config):
             task.token_name(outside)
 
 
-@every_config
+@every_question
 def test_the_floor_is_known_for_every_depth_that_test_asks_and_no_other(config):
     task = tasks.make(config)
     asked = {int(d) for i in range(200) for d in np.unique(task.example("test", i).depth_WL)} - {0}

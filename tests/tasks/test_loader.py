@@ -8,9 +8,11 @@ from sleepnet.config import DepoConfig, Rule110Config
 from sleepnet.tasks.loader import stack
 
 
-@pytest.fixture(params=[DepoConfig(), Rule110Config()], ids=["depo", "rule110"])
-def task(request):
-    return tasks.make(request.param)
+@pytest.fixture(params=["depo", "rule110", "text"])
+def task(request, text):
+    return tasks.make(
+        {"depo": DepoConfig(), "rule110": Rule110Config(), "text": text}[request.param]
+    )
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
@@ -21,8 +23,9 @@ def test_batch_i_holds_the_examples_from_i_times_the_batch_size(task, split, num
     assert len(drawn) == 5
     for i, batch in enumerate(drawn, start=2):
         for b in range(4):
-            for name, array in task.example(split, 4 * i + b)._asdict().items():
-                np.testing.assert_array_equal(getattr(batch, name)[b], array, strict=True)
+            for rows, array in zip(batch, task.example(split, 4 * i + b), strict=True):
+                row = None if rows is None else rows[b]
+                np.testing.assert_array_equal(row, array, strict=True)
 
 
 @pytest.mark.parametrize("first_batch", [0, 1, 7, 8])
@@ -32,6 +35,23 @@ def test_a_resumed_run_sees_the_tail_of_the_whole(task, first_batch):
     for expected, batch in zip(whole[first_batch:], resumed, strict=True):
         for a, b in zip(expected, batch, strict=True):
             np.testing.assert_array_equal(a, b, strict=True)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_rows_of_several_processes_interleave_to_the_same_batches(task, processes):
+    """Bit for bit, also from a later batch on: a run may go on with another number of them."""
+    of_process = [
+        tasks.batches(task, "train", 8, first_batch=3, num_batches=4, rows=range(p, 8, processes))
+        for p in range(processes)
+    ]
+    whole = list(tasks.batches(task, "train", 8, num_batches=7))[3:]
+    for expected, *shares in zip(whole, *of_process, strict=True):
+        for rows, *of_shares in zip(expected, *shares, strict=True):
+            if rows is None:
+                assert of_shares == [None] * processes
+                continue
+            together = np.stack(of_shares, axis=1).reshape(rows.shape)
+            np.testing.assert_array_equal(together, rows, strict=True)
 
 
 def test_a_far_batch_costs_no_more_than_the_first(task):

@@ -5,21 +5,32 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from sleepnet import tasks
+from sleepnet.config import (
+    DepoConfig,
+    ExperimentConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from sleepnet.storage import StorageError
 from sleepnet.training import loop
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, read_rows
+from sleepnet.training.step import init_train_state
+from sleepnet.training.workdir import claim_workdir, load_config
 
 TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
 MODEL = ModelConfig(vocab_size=6, pattern="G", d_model=8, num_heads=1, window=4, passes=2)
 TRAINING = TrainingConfig(
     steps=6, batch_size=4, log_every=1, checkpoint_every=2, checkpoints_kept=2
 )
-CONFIG = ExperimentConfig(model=MODEL, task=TASK, training=TRAINING)
+ONE_DEVICE = MeshConfig(data=1)
+CONFIG = ExperimentConfig(model=MODEL, task=TASK, training=TRAINING, mesh=ONE_DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +47,17 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished[1], tmp_path / "run")
 
 
-def stop_at(step):
-    """A `should_stop` that says yes after `step` steps of this start."""
-    calls = iter(range(1, 1000))
-    return lambda: next(calls) >= step
+class StopAt:
+    """As a signal in some phase of some step; arguments of `train`."""
+
+    def __init__(self, phase, step):
+        self.where, self.asked = (phase, step), False
+
+    def arguments(self):
+        return {"on_phase": self.enter, "should_stop": lambda: self.asked}
+
+    def enter(self, phase, step):
+        self.asked = self.asked or (phase, step) == self.where
 
 
 def assert_same_state(state, reference):
@@ -48,9 +66,9 @@ def assert_same_state(state, reference):
 
 
 def test_stopped_twice_and_resumed_it_ends_bit_equal(finished, tmp_path):
-    first = loop.train(CONFIG, tmp_path, should_stop=stop_at(3))
+    first = loop.train(CONFIG, tmp_path, **StopAt("step", 3).arguments())
     assert int(first.step) == 3
-    second = loop.train(CONFIG, tmp_path, should_stop=stop_at(2))
+    second = loop.train(CONFIG, tmp_path, **StopAt("data", 5).arguments())
     assert int(second.step) == 5
     assert_same_state(loop.train(CONFIG, tmp_path), finished[0])
     assert (tmp_path / METRICS).read_bytes() == (finished[1] / METRICS).read_bytes()
@@ -87,17 +105,24 @@ def test_a_damaged_checkpoint_is_named_kept_and_passed_over(finished, copied):
     assert (copied / "damaged-checkpoint-6").is_dir()
 
 
+def kept(workdir):
+    """All that a run has made, without the signs of its life."""
+    signs = workdir / "heartbeats", workdir / "clock.json"
+    files = (path for path in workdir.rglob("*") if path.is_file())
+    return {p: p.read_bytes() for p in files if p not in signs and p.parent not in signs}
+
+
 def test_where_no_checkpoint_can_be_read_nothing_is_touched(copied):
     """Neither checkpoints nor metrics: training does not start anew over them."""
     for file in (copied / "checkpoints").rglob("*"):
         if file.is_file() and "state" in file.parts:
             file.write_bytes(b"")
-    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    before = kept(copied)
     with pytest.raises(
         StorageError, match=r"none of the 2 checkpoints .* can be read; all are left"
     ):
         loop.train(CONFIG, copied)
-    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    assert kept(copied) == before
 
 
 def test_a_machine_without_memory_says_nothing_of_the_checkpoint(finished, copied, monkeypatch):
@@ -134,7 +159,7 @@ def test_a_damaged_row_of_metrics_is_named_and_none_is_lost(copied):
 
 def test_a_checkpoint_of_another_model_is_refused(finished):
     other = dataclasses.replace(MODEL, d_model=12, head_dim=12, key_dim=12, value_dim=12)
-    like = loop.init_train_state(other, TRAINING)
+    like = init_train_state(other, TRAINING)
     with pytest.raises(StorageError, match="damaged or of another model"):
         Checkpoints(finished[1]).restore(like, 6)
 
@@ -157,15 +182,15 @@ def test_checkpoints_without_their_config_are_not_taken_over(copied):
 
 def test_checkpointing_more_often_is_no_other_config(copied):
     often = dataclasses.replace(TRAINING, checkpoint_every=1)
-    loop.claim_workdir(dataclasses.replace(CONFIG, training=often), copied)
+    claim_workdir(dataclasses.replace(CONFIG, training=often), copied)
 
 
 def test_a_run_may_go_on_with_another_kernel(copied):
     """What was begun on a TPU ends where there is none."""
     kernel = dataclasses.replace(MODEL, backend="pallas")
-    loop.claim_workdir(dataclasses.replace(CONFIG, model=kernel), copied)
-    loop.claim_workdir(CONFIG, copied)
-    assert loop.load_config(copied) == CONFIG
+    claim_workdir(dataclasses.replace(CONFIG, model=kernel), copied)
+    claim_workdir(CONFIG, copied)
+    assert load_config(copied) == CONFIG
 
 
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
@@ -176,29 +201,36 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_folder_that_is_no_workdir_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"no workdir of a run: it has no config\.json"):
-        loop.load_config(tmp_path)
+        load_config(tmp_path)
 
 
 def test_the_config_survives_json(finished):
-    assert loop.load_config(finished[1]) == CONFIG
+    assert load_config(finished[1]) == CONFIG
     assert json.loads((finished[1] / "config.json").read_text())["task"]["nodes"] == 4
 
 
-def test_nan_stops_the_run_and_names_where_to_go_back(tmp_path, monkeypatch):
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The loss of the batch with a given number is not a number."""
+    from sleepnet.training import step
+
+    def poison(number):
+        score = step.score
+        bad = next(tasks.batches(tasks.make(TASK), "train", 4, first_batch=number, num_batches=1))
+
+        def scored(params, batch, **rest):
+            seen = score(params, batch, **rest)
+            met = jnp.all(batch.tokens_WL == bad.tokens_WL)
+            return seen.replace(nll_BWL=jnp.where(met, jnp.nan, seen.nll_BWL))
+
+        monkeypatch.setattr(step, "score", scored)
+
+    return poison
+
+
+def test_nan_stops_the_run_and_names_where_to_go_back(tmp_path, poisoned):
     """A step whose loss is not finite is not saved, and the checkpoint before it is named."""
-    make = loop.make_train_step
-
-    def poisoned(*args):
-        train_step = make(*args)
-
-        def step(state, batch):
-            number = int(state.step) + 1
-            state, metrics = train_step(state, batch)
-            return state, metrics | ({"loss": jax.numpy.nan} if number == 4 else {})
-
-        return step
-
-    monkeypatch.setattr(loop, "make_train_step", poisoned)
-    with pytest.raises(loop.TrainingError, match=r"step 4: loss is nan.*checkpoints/2"):
+    poisoned(3)
+    with pytest.raises(loop.TrainingError, match=r"step 4: loss is nan, on batch 3.*checkpoints/2"):
         loop.train(CONFIG, tmp_path)
-    assert Checkpoints(tmp_path).steps() == [2]
+    assert Checkpoints(tmp_path).steps() == [0, 2]

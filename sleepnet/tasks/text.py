@@ -1,0 +1,140 @@
+"""Text: documents packed into windows, every token predicted from those before it."""
+
+import dataclasses
+
+import numpy as np
+
+from sleepnet.config import ConfigError, TextConfig
+from sleepnet.tasks.base import Task
+from sleepnet.tasks.corpus import Corpus, open_corpus
+from sleepnet.tasks.layout import Example
+from sleepnet.tasks.packing import Packing, Piece
+from sleepnet.tasks.splits import SPLITS, check_split
+from sleepnet.tasks.tokenizer import load_tokenizer
+
+
+class Text(Task):
+    """Predict each next token of a document, and its end.
+
+    Tokens: the tokenizer's, then one that ends a document; it is only ever predicted, never read.
+
+    Every valid position is scored, at the token that follows in the document: at the last position
+    of a window the first of the next, by logits of before the sleep. The first token of a document
+    has no prediction. Rows of W windows are packed anew in each epoch (`Packing`); an index beyond
+    the first epoch is of a later one.
+
+    The depth of a position is the number of its window within the piece of its document, from 1:
+    at depth d the model has slept on the d - 1 windows before.
+    """
+
+    depth_name = "windows"
+    config: TextConfig
+
+    def __init__(self, config: TextConfig):
+        """Opens the files.
+
+        Raises:
+          ConfigError: files or a tokenizer that cannot be used, or not those that
+            `config.fingerprints` tells of.
+        """
+        self._tokenizer = load_tokenizer(config.tokenizer)
+        self._end = self._tokenizer.vocab_size
+        self._corpora = {
+            split: open_corpus(f"{split}_files", files, config.text_field, self._tokenizer)
+            for split, files in zip(SPLITS, (config.train_files, config.test_files), strict=True)
+        }
+        self._packings = {
+            split: Packing(
+                corpus.lengths_D, config.window, config.windows, f"{config.seed} {split}".encode()
+            )
+            for split, corpus in self._corpora.items()
+        }
+        fingerprints = _fingerprints(config.tokenizer, self._tokenizer.identity, self._corpora)
+        _check_fingerprints(config.fingerprints, fingerprints)
+        super().__init__(
+            dataclasses.replace(config, fingerprints=fingerprints), self._tokenizer.vocab_size + 1
+        )
+
+    @property
+    def num_windows(self) -> int:
+        """See `Task.num_windows`."""
+        return self.config.windows
+
+    @property
+    def scored_per_window(self) -> tuple[int, ...]:
+        """See `Task.scored_per_window`: all."""
+        return (self.config.window,) * self.config.windows
+
+    def window_passes(self, passes: int) -> tuple[int, ...]:
+        """Every window sleeps but the last, behind which nothing is read."""
+        return (passes,) * (self.config.windows - 1) + (1,)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Up to the longest piece of the test split."""
+        return tuple(range(1, self._packings["test"].longest + 1))
+
+    def packing(self, split: str) -> Packing:
+        """How the documents of a split become rows: `rows` of an epoch, and how full they are."""
+        check_split(split)
+        return self._packings[split]
+
+    def predicted_per_byte(self, split: str) -> float:
+        """Predictions made over the whole split, ends included, per byte of its text in UTF-8."""
+        check_split(split)
+        corpus = self._corpora[split]
+        return float(corpus.lengths_D.sum()) / corpus.text_bytes
+
+    def example(self, split: str, index: int) -> Example:
+        """See `Task.example`."""
+        if index < 0:
+            raise ValueError(f"the index of an example must be 0 or more; got {index}")
+        pieces = self.packing(split).row(index)
+        return _example(self._corpora[split], pieces, self.config, self._end)
+
+    def token_name(self, token: int) -> str:
+        """The tokenizer's name, or "<end of document>"."""
+        self._check_token(token)
+        if token == self._end:
+            return "<end of document>"
+        return self._tokenizer.token_name(token)
+
+
+def _example(corpus: Corpus, pieces: list[Piece], config: TextConfig, end: int) -> Example:
+    """Pieces one after another, each from a window's start."""
+    W, L = config.windows, config.window
+    tokens, targets, depth = np.zeros((3, W * L), np.int32)
+    length_W, reset_W = np.zeros(W, np.int32), np.zeros(W, bool)
+    w = 0
+    for piece in pieces:
+        places = slice(w * L, w * L + piece.length)
+        ids = corpus.read(piece.start, piece.start + piece.length + (not piece.ends))
+        tokens[places] = ids[: piece.length]
+        targets[places] = np.append(ids[1:], end) if piece.ends else ids[1:]
+        depth[places] = 1 + np.arange(piece.length) // L
+        length_W[w : w + piece.windows] = L
+        length_W[w + piece.windows - 1] = piece.length - (piece.windows - 1) * L
+        reset_W[w] = True
+        w += piece.windows
+    mask = depth > 0
+    answer = np.where(mask, np.cumsum(mask) - 1, -1).astype(np.int32)
+    tokens_WL, targets_WL, mask_WL, depth_WL, answer_WL = (
+        array.reshape(W, L) for array in (tokens, targets, mask, depth, answer)
+    )
+    return Example(tokens_WL, length_W, targets_WL, mask_WL, depth_WL, answer_WL, reset_W)
+
+
+def _fingerprints(name: str, identity: str, corpora: dict[str, Corpus]) -> tuple[str, ...]:
+    tokenizer = f"{name}: {identity}" if identity != name else name
+    return (tokenizer, *(line for corpus in corpora.values() for line in corpus.fingerprints))
+
+
+def _check_fingerprints(expected: tuple[str, ...] | None, found: tuple[str, ...]):
+    if expected is None or expected == found:
+        return
+    was = next((line for line in expected if line not in found), "fewer files")
+    now = next((line for line in found if line not in expected), "fewer files")
+    raise ConfigError(
+        f"the text is not what this run was made with; it had {was}, and there is {now}; put it "
+        f"back, or begin another run"
+    )

@@ -1,0 +1,109 @@
+"""Text into token ids, and ids into names for people."""
+
+import abc
+import functools
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sleepnet.config import ConfigError
+
+BYTES = "bytes"
+
+
+class Tokenizer(abc.ABC):
+    """Attributes:
+    identity: equal for two tokenizers only if they give the same tokens.
+    vocab_size: every id lies below it.
+    """
+
+    identity: str
+    vocab_size: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest that takes every id."""
+        return np.min_scalar_type(self.vocab_size - 1)
+
+    @abc.abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, with nothing added before or after."""
+
+    @abc.abstractmethod
+    def token_name(self, token: int) -> str:
+        """How to show a token to people; no two have the same name."""
+
+
+class _Bytes(Tokenizer):
+    """UTF-8: every text can be written, and nothing is learnt."""
+
+    identity = BYTES
+    vocab_size = 256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+
+    def token_name(self, token: int) -> str:
+        return chr(token) if 0x21 <= token <= 0x7E else f"<0x{token:02X}>"
+
+
+_BYTES = _Bytes()
+
+
+class _FromFile(Tokenizer):
+    """A JSON file of the `tokenizers` package."""
+
+    def __init__(self, content: bytes, tokenizer: Any):
+        self.identity = f"sha256 {hashlib.sha256(content).hexdigest()}"
+        self._tokenizer = tokenizer
+        tokenizer.no_truncation()  # a file may ask for either, and neither is for a corpus
+        tokenizer.no_padding()
+        # Ids may have holes, so that there are fewer of them than the largest tells.
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encoded]
+
+    def token_name(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token) or f"<{token}>"
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that `TextConfig.tokenizer` names.
+
+    Raises:
+      ConfigError: no such file, a damaged one, or the `tokenizers` package is missing.
+    """
+    if name == BYTES:
+        return _BYTES
+    try:
+        content = pathlib.Path(name).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"task.tokenizer: {name!r} cannot be read ({error.strerror}); allowed: 'bytes', or the "
+            f"path of a JSON file of the tokenizers package"
+        ) from None
+    return _parse(name, content)
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(name: str, content: bytes) -> Tokenizer:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ConfigError(
+            f"task.tokenizer={name!r} needs the tokenizers package: pip install 'sleepnet[text]'"
+        ) from None
+    try:
+        tokenizer = _FromFile(content, tokenizers.Tokenizer.from_buffer(content))
+    except Exception as error:  # the package raises bare Exceptions
+        raise ConfigError(
+            f"task.tokenizer: {name} is damaged, or no JSON file of the tokenizers package: {error}"
+        ) from None
+    if not tokenizer.vocab_size:
+        raise ConfigError(f"task.tokenizer: {name} has no tokens")
+    return tokenizer

@@ -1,0 +1,62 @@
+"""Where the wall time of a run goes, over all its starts; its goodput."""
+
+import pathlib
+import threading
+import time
+
+from sleepnet import storage
+
+FILE = "clock.json"
+STEP, REPEATED = "step", "repeated"  # a repeated step was already taken before a crash or rollback
+
+
+class Clock:
+    """Adds up seconds by phase. Goodput is the share that went into steps taken for the first time.
+
+    A kill loses the seconds since the last `save`; the time between two starts is not counted.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self._path = pathlib.Path(workdir) / FILE
+        stored = storage.read_json(self._path) if self._path.exists() else {}
+        self._spent: dict[str, float] = stored.get("spent", {})
+        self._farthest: int = stored.get("farthest", 0)
+        self._lock = threading.Lock()
+        self.phase, self.step = "start", 0
+        self._last_sign = self._counted = time.monotonic()
+
+    def enter(self, phase: str, step: int):
+        """The phase before ends. Every call is a sign of life."""
+        with self._lock:
+            self._count()
+            if self.phase == STEP:
+                self._farthest = max(self._farthest, self.step)
+            self.phase, self.step = phase, step
+            self._last_sign = self._counted
+
+    def silent_for(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self._last_sign
+
+    def timing(self) -> dict[str, float]:
+        """For timing.jsonl: seconds in all and by phase, and the goodput."""
+        with self._lock:
+            self._count()
+            spent = dict(self._spent)
+        total = sum(spent.values())
+        by_phase = {f"seconds_{phase}": seconds for phase, seconds in sorted(spent.items())}
+        return {"seconds": total, "goodput": spent.get(STEP, 0.0) / total, **by_phase}
+
+    def save(self):
+        """Writes clock.json; raises OSError."""
+        with self._lock:
+            self._count()
+            kept = {"farthest": self._farthest, "spent": dict(self._spent)}
+        storage.write_json(self._path, kept)
+
+    def _count(self):
+        now = time.monotonic()
+        repeated = self.phase == STEP and self.step <= self._farthest
+        name = REPEATED if repeated else self.phase
+        self._spent[name] = self._spent.get(name, 0.0) + now - self._counted
+        self._counted = now

@@ -1,0 +1,81 @@
+"""The folder of a run: whose it is, what it may be asked to go on with, what it has learned."""
+
+import contextlib
+import pathlib
+from typing import Any
+
+import jax
+
+from sleepnet import storage
+from sleepnet.config import ExperimentConfig, from_dict
+from sleepnet.training.checkpoint import Checkpoints
+from sleepnet.training.step import init_train_state
+
+CONFIG, STARTS, PROFILE = "config.json", "starts.jsonl", "profile"
+# What a run may change when it goes on: nothing that the losses of its good steps depend on but
+# for rounding.
+FREE_SECTIONS = ("mesh", "evaluation")
+FREE_FIELDS = (
+    ("model", "backend"),
+    *(
+        ("training", field)
+        for field in (
+            "checkpoint_every", "checkpoints_kept", "evaluate_every", "evaluate_examples",
+            "best_kept", "on_bad_step", "spike_factor", "skips_in_a_row", "rollback_steps",
+            "rollbacks", "on_save_error", "stall_seconds", "stall_stops",
+        )
+    ),
+)  # fmt: skip
+
+
+def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
+    """Writes config.json into a new workdir, or raises StorageError if it holds another run."""
+    workdir = pathlib.Path(workdir)
+    storage.prepare_folder(workdir)
+    if (workdir / CONFIG).exists():
+        stored = load_config(workdir).to_dict()
+        for path, was, now in _differences(stored, config.to_dict()):
+            raise storage.StorageError(
+                f"{workdir} holds a run with {path}={was!r}, and this one has {now!r}: "
+                f"take another --workdir, or set {path} back"
+            )
+    elif Checkpoints.exist(workdir):
+        raise storage.StorageError(
+            f"{workdir} holds checkpoints but no {CONFIG} to tell of which run: "
+            f"put it back, or take another --workdir"
+        )
+    storage.write_json(workdir / CONFIG, config.to_dict())
+
+
+def load_config(workdir: pathlib.Path) -> ExperimentConfig:
+    """The config with which a workdir was trained."""
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        raise storage.StorageError(f"{workdir} is no workdir of a run: it has no {CONFIG}")
+    return from_dict(storage.read_json(path))
+
+
+def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, int]:
+    """Trained parameters of a workdir and their step, the last one by default."""
+    config = load_config(workdir)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise storage.StorageError(f"{workdir} has no checkpoint yet: train it first")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise storage.StorageError(
+                f"{workdir} has no checkpoint of step {step}; it has {steps}"
+            )
+        like = jax.eval_shape(lambda: init_train_state(config.model, config.training))
+        return checkpoints.restore(like, step).params, step
+
+
+def _differences(stored: dict, wanted: dict):
+    for section, fields in wanted.items():
+        if section in FREE_SECTIONS:
+            continue
+        for field in sorted(fields.keys() | stored[section].keys()):
+            was, now = stored[section].get(field), fields.get(field)
+            if was != now and (section, field) not in FREE_FIELDS:
+                yield f"{section}.{field}", was, now

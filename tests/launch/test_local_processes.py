@@ -1,0 +1,99 @@
+"""Several processes are one run: the same data bit for bit, the same losses and parameters."""
+
+import itertools
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+PYTHON = sys.executable
+
+
+def command(*program, processes=2, devices=1, grace=30):
+    return [
+        PYTHON, "-m", "launch.local_processes", f"--processes={processes}",
+        f"--devices={devices}", f"--grace={grace}", "--", *map(str, program),
+    ]  # fmt: skip
+
+
+def run(*program, timeout=60, **arguments):
+    return subprocess.run(
+        command(*program, **arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def test_every_process_is_told_who_it_is_and_which_devices_it_has():
+    tell = "import os, sys; print(sys.argv[1:], os.environ['XLA_FLAGS'].split()[-1])"
+    done = run(PYTHON, "-c", tell, processes=3, devices=4)
+    assert done.returncode == 0, done.stderr
+    for i in range(3):
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"[{i}]"))
+        assert "--num_processes=3" in line and f"--process_id={i}" in line
+        assert line.endswith("--xla_force_host_platform_device_count=4")
+
+
+def test_the_first_that_fails_ends_the_others_and_names_the_code():
+    fail = "import sys, time; sys.exit(7) if '--process_id=1' in sys.argv else time.sleep(60)"
+    began = time.monotonic()
+    done = run(PYTHON, "-c", fail, grace=0.5)
+    assert done.returncode == 7
+    assert "a process ended with 7" in done.stdout
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_goes_to_all(number):
+    """Each process decides what it does with it; the exit code is theirs."""
+    wait = (
+        "import signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(128 + {int(number)}))\n"
+        "print('ready', flush=True)\ntime.sleep(60)"
+    )
+    process = subprocess.Popen(
+        command(PYTHON, "-c", wait), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    ready = 0
+    while ready < 2:
+        ready += "ready" in process.stdout.readline()
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+
+
+def test_a_program_must_be_given():
+    done = run()
+    assert done.returncode == 2 and "give the program behind two dashes" in done.stderr
+
+
+def seen_by(folder, processes, devices, fsdp):
+    """Arrays of every process of a run of `worker.py`, and the rows that each made."""
+    folder.mkdir()
+    worker = [PYTHON, "tests/launch/worker.py", f"--out={folder}", f"--fsdp={fsdp}"]
+    done = run(*worker, processes=processes, devices=devices, timeout=540)
+    assert done.returncode == 0, done.stdout[-3000:]
+    files = [dict(np.load(folder / f"process{i}.npz")) for i in range(processes)]
+    return files, [file.pop("rows").tolist() for file in files]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_one_two_and_four_processes_are_the_same_run(fsdp, tmp_path):
+    """1 x 8, 2 x 4 and 4 x 2 devices over 50 steps: every global batch bit for bit, made in parts
+    by the processes; losses and parameters to float tolerance."""
+    (one,), _ = seen_by(tmp_path / "1", 1, 8, fsdp)
+    for processes, devices in ((2, 4), (4, 2)):
+        files, rows = seen_by(tmp_path / str(processes), processes, devices, fsdp)
+        assert sorted(itertools.chain(*rows)) == list(range(16))
+        for file in files:
+            assert file.keys() == one.keys()
+            for name, value in file.items():
+                if name.startswith("['seen']"):
+                    np.testing.assert_array_equal(value, one[name], err_msg=name)
+                else:
+                    bound = 1e-5 * np.abs(one[name]).max()
+                    np.testing.assert_allclose(value, one[name], rtol=0, atol=bound, err_msg=name)
