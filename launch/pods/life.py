@@ -15,6 +15,7 @@ LEAVING = ("SUSPENDING", "DELETING")
 OVER = ("SUSPENDED", "FAILED")
 LOST_NODE = ("PREEMPTED", "TERMINATED", "STOPPED", "NOT_FOUND")
 STOPPED = (128 + 15, 128 + 2)  # a machine that is taken away sends SIGTERM first
+TRY_AGAIN = 75  # of launch.train, when it stood still
 PATIENCE = 10  # questions that may go unanswered
 
 
@@ -36,17 +37,17 @@ class Life:
         Args:
           out: a folder here for the results; None: they stay where they are.
           keep: the machines stay when the command has ended.
-          resubmit: how often to ask for new machines when these are taken away.
+          resubmit: how often to run it again when it was cut short, on new machines if need be.
         """
         with self._never_silent():
             code = self._furnish_and_run(doctor)
             while code is None and resubmit > 0:
-                self._say(f"the machines were taken away; asking for new ones ({resubmit} left)")
+                self._say(f"it was cut short; running it again ({resubmit} left)")
                 resubmit -= 1
                 code = self._furnish_and_run(doctor)
             if code is None:
-                self._say("the machines were taken away: the same command goes on from the last "
-                          "checkpoint; --resubmit=10 does so by itself")  # fmt: skip
+                self._say("it was cut short: the same command goes on from the last checkpoint; "
+                          "--resubmit=10 does so by itself")  # fmt: skip
                 self.give_back()
                 return 1
             if code:
@@ -93,7 +94,7 @@ class Life:
         return f"to delete it: {gcloud.text(self.pod.delete())}"
 
     def _furnish_and_run(self, doctor: bool) -> int | None:
-        """The exit code of the command, or None if the machines were taken away."""
+        """The exit code of the command, or None if it was cut short."""
         self._obtain()
         try:
             if self._status() == "running":
@@ -145,7 +146,7 @@ class Life:
             raise PodError("the doctor found something wrong (above); --nodoctor goes on anyway")
 
     def _follow(self) -> int | None:
-        """The exit code of the command; None: it ended without one, as its machine did."""
+        """The exit code of the command; None: it, or its machine, ended and may be tried again."""
         while True:
             gcloud.show(self.pod.follow())
             status = self._status()
@@ -156,6 +157,8 @@ class Life:
         if status == "free":
             return None
         code = int(status.removeprefix("ended "))
+        if code == TRY_AGAIN:
+            return None
         return None if code in STOPPED and self._taken_away(patient=True) else code
 
     def _status(self) -> str:

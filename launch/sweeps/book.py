@@ -10,8 +10,8 @@ from launch.sweeps.space import Run
 from sleepnet import storage
 from sleepnet.evaluation import record
 from sleepnet.evaluation.markdown import table
-from sleepnet.training.loop import CONFIG, FREE_SECTION
-from sleepnet.training.metrics import METRICS, TIMING, read_rows
+from sleepnet.training.metrics import TIMING, read_metrics, read_rows
+from sleepnet.training.workdir import CONFIG, FREE_FIELDS, FREE_SECTIONS
 
 DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
 ROWS, TABLE, LOG = "sweep.jsonl", "sweep.md", "train.log"
@@ -38,15 +38,23 @@ def is_done(run: Run, workdir: pathlib.Path) -> bool:
     stored = workdir / CONFIG
     if not stored.exists() or not _same(storage.read_json(stored), run.config.to_dict()):
         return False
-    rows = read_rows(workdir / METRICS)
+    rows = read_metrics(workdir)
     steps = run.config.training.steps
     saved = [p.name for p in (workdir / CHECKPOINTS).glob("*")]
     return bool(rows) and rows[-1]["step"] == steps and str(steps) in saved
 
 
 def _same(stored: dict, wanted: dict) -> bool:
-    wanted = json.loads(json.dumps(wanted))  # tuples become lists
-    return all(stored.get(name) == wanted[name] for name in wanted if name != FREE_SECTION)
+    """But for what a run may change when it goes on."""
+
+    def bound(config):
+        return {
+            (section, field): value
+            for section, fields in config.items() if section not in FREE_SECTIONS
+            for field, value in fields.items() if (section, field) not in FREE_FIELDS
+        }  # fmt: skip
+
+    return bound(stored) == bound(json.loads(json.dumps(wanted)))  # tuples become lists
 
 
 def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:
@@ -55,7 +63,7 @@ def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:
 
 def look(run: Run, workdir: pathlib.Path, status: str, error: str = "") -> Row:
     row = Row(run.name, run.fields, status, error=error)
-    if metrics := read_rows(workdir / METRICS):
+    if metrics := read_metrics(workdir):
         row.step, row.loss = metrics[-1]["step"], metrics[-1]["loss"]
         row.accuracy = metrics[-1]["accuracy"]
     if timing := read_rows(workdir / TIMING):

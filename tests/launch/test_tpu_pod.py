@@ -196,7 +196,7 @@ def test_a_preempted_run_is_asked_for_again_and_goes_on(cloud):
     cloud.plays(script=script)
     code, said = live(pod(bucket="b"), resubmit=1)
     assert code == 0
-    assert any("asking for new ones (1 left)" in line for line in said)
+    assert any("running it again (1 left)" in line for line in said)
     verbs = cloud.verbs()
     assert verbs.count("create") == 1 and verbs.count("delete") == 2
     assert verbs.index("delete") < verbs.index("create")
@@ -237,10 +237,11 @@ def test_a_run_that_is_alive_is_followed_not_started_again(cloud):
     assert not [call for call in cloud.calls() if "scp" in call or "nohup" in " ".join(call)]
 
 
-def test_a_run_that_ended_with_its_machine_is_run_again(cloud):
-    """A machine that was restarted under it: neither alive nor with an exit code."""
+@pytest.mark.parametrize("end", ["free", "ended 75"], ids=["restarted machine", "stalled run"])
+def test_a_run_that_was_cut_short_is_run_again(cloud, end):
+    """On the same machines: with no exit code, as after a restart, or with that for a stall."""
     cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], FOLLOW: [{}],
-                        STATUS: [FREE, FREE, FREE, DONE]})  # fmt: skip
+                        STATUS: [FREE, {"out": end}, FREE, DONE]})  # fmt: skip
     code, _ = live(pod(bucket="b"), resubmit=1)
     assert code == 0 and sum("nohup" in " ".join(call) for call in cloud.calls()) == 2
 
