@@ -63,9 +63,9 @@ def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:
 
 def look(run: Run, workdir: pathlib.Path, status: str, error: str = "") -> Row:
     row = Row(run.name, run.fields, status, error=error)
-    if metrics := read_metrics(workdir):
-        row.step, row.loss = metrics[-1]["step"], metrics[-1]["loss"]
-        row.accuracy = metrics[-1]["accuracy"]
+    if trained := [step for step in read_metrics(workdir) if "loss" in step]:
+        row.step, row.loss = trained[-1]["step"], trained[-1]["loss"]
+        row.accuracy = trained[-1]["accuracy"]
     if timing := read_rows(workdir / TIMING):
         row.seconds = timing[-1]["seconds"]
     row.test_accuracy = _test_accuracy(run, workdir)
