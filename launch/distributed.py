@@ -1,77 +1,83 @@
-"""One run on several processes: how each finds the others, by JAX's own distributed runtime."""
+"""One run on several processes: who they are, and how they find each other.
+
+Cloud TPU, Slurm, Open MPI and Kubernetes tell JAX by themselves: --distributed is enough. Anywhere
+else every process gets the address of process 0, their number, and its own.
+"""
 
 from absl import flags
 
-from sleepnet.config import ConfigError
+from launch.checks import WRONG
+from launch.checks.examination import APART, Cluster, call_the_roll
+from sleepnet.config import ConfigError, ExperimentConfig
 
-_DISTRIBUTED = flags.DEFINE_bool(
+DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, of a cluster that JAX knows by itself."
 )
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "Where process 0 listens, HOST:PORT, on any other cluster."
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the launch.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "This one's, from 0.", lower_bound=0)
+_WAIT = flags.DEFINE_integer(
+    "wait", None, "Seconds to wait for other processes; by default 50, the doctor 15.", 1, 3600
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.", lower_bound=0)
-_TIMEOUT = flags.DEFINE_integer(
-    "join_timeout", 300, "Seconds to wait for all processes.", lower_bound=1
-)
+PATIENCE = 50  # of a run, whose processes may still be importing
 
 
-def join():
-    """Waits for the other processes, if the flags tell of any; before anything asks for devices.
-
-    Cloud TPU, Slurm, Open MPI and Kubernetes tell JAX who is who: `--distributed` is enough there.
+def cluster() -> Cluster | None:
+    """The processes that the flags tell of; None if they name none.
 
     Raises:
-      ConfigError: flags that do not fit, or processes that did not come.
+      ConfigError: flags that do not belong together, or say what cannot be.
     """
-    by_hand = {
-        "coordinator_address": _COORDINATOR.value,
-        "num_processes": _NUM_PROCESSES.value,
-        "process_id": _PROCESS_ID.value,
-    }
-    given = [name for name, value in by_hand.items() if value is not None]
-    if not given and not _DISTRIBUTED.value:
-        return
-    missing = sorted(by_hand.keys() - set(given))
-    if given and missing:
-        raise ConfigError(f"--{given[0]} needs --{' and --'.join(missing)} beside it")
-    if given:
-        _check(**by_hand)
+    address, processes, process = _ADDRESS.value, _PROCESSES.value, _PROCESS.value
+    if address is None and processes is None and process is None:
+        return None
+    if address is None or processes is None or process is None:
+        raise ConfigError(
+            "--coordinator_address, --num_processes and --process_id go together; or give "
+            "--distributed alone where JAX finds its cluster by itself (Cloud TPU, Slurm, GKE)"
+        )
+    if process >= processes:
+        raise ConfigError(f"--process_id must lie in 0..{processes - 1}; got {process}")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"--coordinator_address must be HOST:PORT, such as 10.0.0.2:8476; got {address}"
+        )
+    return Cluster(coordinator_address=address, num_processes=processes, process_id=process)
 
+
+def wait(default: float) -> float:
+    """Seconds to wait for other processes."""
+    return default if _WAIT.value is None else _WAIT.value
+
+
+def join(config: ExperimentConfig):
+    """Waits for the other processes, if there are any; before anything asks for devices.
+
+    Where the flags name them, the roll is called first: JAX aborts without a name when one is
+    missing.
+
+    Raises:
+      ConfigError: who is missing, or is of another launch.
+    """
+    named = cluster()
+    if named is None and not DISTRIBUTED.value:
+        return
+    if named is not None:
+        for finding in call_the_roll(named, config, workdir=None, wait=wait(PATIENCE)):
+            if finding.status == WRONG and (finding.check == "alike" or finding.check not in APART):
+                raise ConfigError(
+                    f"process {named.process_id} of {named.num_processes}: {finding.seen}; "
+                    f"{finding.advice}"
+                )
     import jax
 
+    by_hand = {} if named is None else named._asdict()
     try:
-        jax.distributed.initialize(
-            **by_hand if given else {}, initialization_timeout=_TIMEOUT.value
-        )
+        jax.distributed.initialize(**by_hand, initialization_timeout=round(wait(PATIENCE)))
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(_explain(error)) from error
-
-
-def _check(coordinator_address, num_processes, process_id):
-    host, _, port = coordinator_address.rpartition(":")
-    if not host or not port.isdigit():
+        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"--coordinator_address must be HOST:PORT, such as 10.0.0.1:8476; "
-            f"got {coordinator_address!r}"
-        )
-    if process_id >= num_processes:
-        raise ConfigError(
-            f"--process_id must lie in 0..{num_processes - 1} for --num_processes={num_processes}; "
-            f"got {process_id}"
-        )
-
-
-def _explain(error) -> str:
-    reason = str(error).strip().splitlines()[0]
-    if not _COORDINATOR.value:
-        return (
-            f"--distributed: JAX found no cluster here ({reason}); give --coordinator_address, "
-            f"--num_processes and --process_id"
-        )
-    return (
-        f"process {_PROCESS_ID.value} of {_NUM_PROCESSES.value} could not join at "
-        f"{_COORDINATOR.value} within {_TIMEOUT.value} s: {reason}. "
-        f"python -m launch.doctor with the same flags tells which processes are missing"
-    )
+            f"could not join the other processes: {reason}; python -m launch.doctor with the "
+            f"same flags tells why"
+        ) from error

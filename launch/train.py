@@ -3,6 +3,9 @@
     python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \
         [--config.model.passes=4] [--config.training.seed=1] [--profile_steps=100,110]
 
+As one of several processes of a run: with the flags of launch.distributed, on every machine alike,
+and a workdir that all of them see.
+
 SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint first (twice: stop at once). Exit codes: 0 done, 2 an
 error that the message explains, 75 a run that stood still and was to stop then (try again),
 128 + signal when stopped by one.
@@ -18,7 +21,7 @@ from importlib import metadata
 
 from absl import flags
 
-from launch import cli
+from launch import cli, distributed
 from launch.signals import Signals
 from sleepnet.config import ConfigError
 
@@ -44,6 +47,8 @@ def main(_):
     signals = Signals()
     config = cli.experiment_config(_CONFIG.value)
     profile_steps = _profile_steps(_PROFILE.value, config.training.steps)
+    distributed.join(config)
+    signals.install()
     cli.check_backend(config.model)
     show = _ProgressLine(sys.stderr)
     workdir = pathlib.Path(_WORKDIR.value)

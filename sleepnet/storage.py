@@ -8,7 +8,15 @@ import tempfile
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+
+LANES = 4  # of 32 bits, of which a digest is made
+# Odd, so that multiplying by them is a bijection, and half of their bits are set.
+_FACTORS = (0x7FEB352D, 0x846CA68B, 0x9E3779B1, 0x85EBCA6B)
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
+_BLOCK = 1 << 18
 
 
 class StorageError(RuntimeError):
@@ -67,15 +75,96 @@ def prepare_folder(path: pathlib.Path):
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """Path of each array in the tree -> SHA-256 of its dtype, shape and bytes."""
+    """Path of each array in the tree -> its dtype, shape and a hash of its values, 128 bits.
 
-    def digest(leaf):
-        array = np.ascontiguousarray(leaf)
-        header = f"{array.dtype.name}{array.shape}".encode()
-        return hashlib.sha256(header + array.tobytes()).hexdigest()
-
+    The same for NumPy and JAX arrays, however they are split over devices and processes: each
+    device hashes what it holds. Of arrays that are spread over processes, all processes must ask
+    at once. One changed word changes the hash for certain, any other change with probability
+    1 - 2**-128.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+    sums = np.zeros((len(leaves), LANES), np.uint32)
+    spread = np.zeros((len(leaves), 1), bool)
+    pieces = []  # dispatched to all devices before the first is waited for
+    for i, (_, leaf) in enumerate(leaves):
+        if isinstance(leaf, jax.Array):
+            spread[i] = not leaf.is_fully_addressable
+            pieces += [(i, piece) for piece in _hash_shards(leaf)]
+        else:
+            pieces.append((i, _hash_array(np.asarray(leaf))))
+    for i, piece in pieces:
+        sums[i] += np.asarray(piece)
+    if spread.any():
+        of_processes = multihost_utils.process_allgather(sums)
+        sums = np.where(spread, of_processes.sum(axis=0, dtype=np.uint32), sums)
+    return {
+        jax.tree_util.keystr(path): _name(leaf) + "".join(f"{lane:08x}" for lane in lanes)
+        for (path, leaf), lanes in zip(leaves, sums, strict=True)
+    }
+
+
+def _name(leaf) -> str:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]:"
+
+
+def _hash_shards(array: jax.Array):
+    """One hash per piece that this process's devices hold; copies count once."""
+    strides = np.cumprod((1, *array.shape[:0:-1]), dtype=np.uint32)[::-1]
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            starts = [place.start or 0 for place in shard.index]
+            yield _hash_shard(shard.data, np.asarray(starts, np.uint32), strides)
+
+
+@jax.jit
+def _hash_shard(x, starts, strides):
+    """Of a piece of an array that begins at `starts`; its own words have these strides."""
+    words = _words(x)
+    index = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        places = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) + starts[axis]
+        index += places * strides[axis]
+    # One reduction for all lanes: four would each write an array of this size.
+    zero = (np.uint32(0),) * LANES
+
+    def add(these, those):
+        return tuple(a + b for a, b in zip(these, those, strict=True))
+
+    return jnp.stack(jax.lax.reduce(_lanes(words, index), zero, add, tuple(range(words.ndim))))
+
+
+def _hash_array(array: np.ndarray) -> np.ndarray:
+    words = np.ascontiguousarray(array).reshape(-1).view(_WORDS[array.dtype.itemsize])
+    total = np.zeros(LANES, np.uint32)
+    for start in range(0, words.size, _BLOCK):
+        block = words[start : start + _BLOCK].astype(np.uint32)
+        index = np.arange(start, start + block.size, dtype=np.uint64).astype(np.uint32)
+        total += [lane.sum(dtype=np.uint32) for lane in _lanes(block, index)]
+    return total
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of an array as uint32, of the same shape."""
+    if x.dtype == bool:
+        return x.astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
+
+
+def _lanes(words, index):
+    """Each word under a bijection, another at each index and in each lane.
+
+    Their sums modulo 2**32 do not depend on the order, hence not on how an array is split.
+    """
+    key = _mix(index, 0)
+    return tuple(_mix(words ^ (key * np.uint32(_FACTORS[i])), i) for i in range(LANES))
+
+
+def _mix(x, lane: int):
+    """A bijection of uint32 in which every bit of x changes half the bits of the result."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(_FACTORS[lane])
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(_FACTORS[lane - 1])
+    return x ^ (x >> np.uint32(16))
 
 
 def verify(tree: Any, expected: dict[str, str], source: str):
@@ -86,4 +175,22 @@ def verify(tree: Any, expected: dict[str, str], source: str):
         raise StorageError(f"{source}: array {path} {state}")
     for path, digest in expected.items():
         if found[path] != digest:
-            raise StorageError(f"{source}: array {path} is damaged (its digest differs)")
+            raise StorageError(
+                f"{source}: array {path} is damaged (its digest is {found[path]}, not {digest})"
+            )
+
+
+def seal(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a hash of itself, for `unseal`."""
+    return {"record": record, "seal": _seal(record)}
+
+
+def unseal(sealed: Any, source: str) -> dict[str, Any]:
+    """Raises StorageError if the record is not what was sealed."""
+    if not isinstance(sealed, dict) or sealed.get("seal") != _seal(sealed.get("record")):
+        raise StorageError(f"{source}: the record of its arrays is damaged (its seal differs)")
+    return sealed["record"]
+
+
+def _seal(record):
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """Kills training with SIGKILL at random moments, resumes it each time, and compares the ends.
 
-    python tests/kill_and_resume.py --kills=200 --processes=1 [--seed=0] [--out=kills.json]
+    python tests/kill_and_resume.py --kills=200 --processes=1 [--out=kills.json]
 
 First a run that nobody disturbs. Then chains of lives: each life of a run is killed at a random
 moment of a random phase (of a random process or of all, if there are several; the others follow),
@@ -208,10 +208,12 @@ def main():
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for what was found")
+    parser.add_argument("--cache", type=pathlib.Path, help="compiled programs, to begin sooner")
     given = parser.parse_args()
     dice = random.Random(given.seed)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
-    cache, log, reference = folder / "cache", folder / "log.txt", folder / "reference"
+    cache = given.cache or folder / "cache"
+    log, reference = folder / "log.txt", folder / "reference"
     began = time.monotonic()
     undisturbed(folder / "first", given.processes, cache, log)  # fills the cache
     seconds = undisturbed(reference, given.processes, cache, log)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from launch.checks import (
     OK,
@@ -27,8 +28,7 @@ PATIENCE = 15.0
 APART = ("alike", "shared", "clocks")  # checks of the roll that do not keep JAX from joining
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cluster:
+class Cluster(NamedTuple):
     """The processes of a launch, as `jax.distributed.initialize` takes them."""
 
     coordinator_address: str
@@ -70,7 +70,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
         cluster = launch.cluster
         findings = within(
             deadline.left(), "coordinator",
-            lambda: _call_the_roll(cluster, config, workdir, launch.wait),
+            lambda: call_the_roll(cluster, config, workdir, launch.wait),
             f"the name of {cluster.coordinator_address} or the workdir does not answer: see DNS, "
             f"and the mount",
         )  # fmt: skip
@@ -82,7 +82,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "config": config and config.to_dict(),
         "workdir": workdir,
         "topology": launch.topology,
-        "cluster": launch.cluster and dataclasses.asdict(launch.cluster),
+        "cluster": launch.cluster and launch.cluster._asdict(),
         "join": together and (launch.detect or launch.cluster is not None),
         "wait": round(launch.wait),
         "facts": _facts(config),
@@ -124,7 +124,8 @@ def _try_workdir(workdir: str | None, seconds: float) -> tuple[list[Finding], st
     return findings, (workdir if findings[0].status == OK else None)
 
 
-def _call_the_roll(cluster: Cluster, config, workdir, wait: float) -> Iterator[Finding]:
+def call_the_roll(cluster: Cluster, config, workdir, wait: float) -> Iterator[Finding]:
+    """Who is there, of the same launch, with the same workdir (if one is named) and time."""
     address, processes = cluster.coordinator_address, cluster.num_processes
     own = roll_call.card(cluster.process_id, processes, _facts(config))
     try:

@@ -35,7 +35,7 @@ def run(options: Options) -> dict:
 
 def _row(passes, rounds) -> dict:
     values = depo_small.get_config()
-    values.model.passes = passes
+    values.model.update(passes=passes)
     config = dataclasses.replace(cli.experiment_config(values), mesh=MeshConfig(data=1))
     every = config.training.checkpoint_every
     # Turns begin in the middle between two checkpoints: each round has all the work of one.

@@ -1,24 +1,57 @@
-"""Checkpoints through Orbax, each array with a digest. The only file that names Orbax."""
+"""Checkpoints that can be trusted: Orbax writes the arrays, a sealed record tells what they were.
 
+The only file that names Orbax. Its functions of version 1 are used (version 0 is called legacy),
+not its manager of many steps: which checkpoints count, stay and go is decided here, so that a
+save that failed is never listed and never in the way of the next.
+"""
+
+import concurrent.futures
+import math
 import pathlib
+import shutil
+import threading
+import time
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
 
 from sleepnet import storage
 from sleepnet.training.step import TrainState
 
 FOLDER = "checkpoints"
+# What a checkpoint consists of: parameters can be read without the rest.
+PARAMS, REST, RECORD = "params", "rest", "record"
+RECORD_FILE = "data.json"  # where JsonHandler writes
+UNFINISHED, LEAVING = ".orbax-checkpoint-tmp", ".leaving-"
+# How a save stands, or a restore ended, on one process.
+FINE, UNDER_WAY, FAILED, REFUSED = range(4)
+
+
+class SaveError(storage.StorageError):
+    """A checkpoint could not be written; the message names its step, the folder and the reason."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `workdir/checkpoints`, the newest `kept` of them."""
+    """The checkpoints of one run, in `workdir/checkpoints`.
+
+    With several processes all of them call each method, in the same order; the folder is one that
+    all of them see.
+
+    Args:
+      kept: how many of the newest stay, all by default.
+      keep_best: how many of those with the highest metric stay beside them.
+    """
 
     def __init__(self, workdir: pathlib.Path, kept: int | None = None, keep_best: int = 0):
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
         self._kept = kept
-        self._manager = self._open()
+        self._keep_best = keep_best
+        self._metrics: dict[int, float | None] = {}
+        self._saving: concurrent.futures.Future | None = None
 
     @staticmethod
     def exist(workdir: pathlib.Path) -> bool:
@@ -27,60 +60,82 @@ class Checkpoints:
         return folder.is_dir() and any(folder.iterdir())
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Steps that have a whole checkpoint, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def path(self, step: int) -> pathlib.Path:
         return self.folder / str(step)
 
+    def save(self, state: TrainState, *, metric: float | None = None, wait: bool = False):
+        """Begins to write a checkpoint; returns when the arrays are copied off their devices.
+
+        Args:
+          metric: the higher, the better; for `keep_best`.
+          wait: return when it is whole on disk.
+
+        Raises:
+          SaveError: this save failed, or an earlier one did; in the latter case this one goes on.
+        """
+        earlier = self._outcome(wait=True)
+        step = int(state.step)
+        if step not in self.steps():
+            self._begin(state, step, metric)
+        if earlier is not None:
+            raise earlier
+        if wait:
+            self.wait()
+
     def check(self):
-        pass
+        """Raises SaveError if a save has failed; does not wait for one that goes on.
+
+        With several processes the one whose save failed may be alone to know.
+        """
+        if (error := self._outcome(wait=False)) is not None:
+            raise error
 
     def wait(self):
-        pass
+        """Returns when nothing is left to write; raises SaveError if a save has failed."""
+        if (error := self._outcome(wait=True)) is not None:
+            raise error
 
     def discard_after(self, step: int):
-        """Deletes the checkpoints of later steps."""
-        for later in self.steps():
-            if later > step:
-                self._manager.delete(later)
+        """Deletes the checkpoints of later steps, newest first."""
+        self.wait()
+        later = [saved for saved in reversed(self._agreed_steps()) if saved > step]
+        if jax.process_index() == 0:
+            for saved in later:
+                self._delete(saved)
+        _gather(FINE)  # nobody goes on before they are gone
 
-    def save(self, state: TrainState, *, metric=None, wait=False):
-        """Writes a checkpoint; returns when it is whole on disk."""
-        step = int(state.step)
-        if step in self.steps():
-            return
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            digests=ocp.args.JsonSave(storage.digests(state)),
-        )
-        self._manager.save(step, args=items)
+    def close(self):
+        """`wait`."""
+        self.wait()
 
     def restore(self, like: TrainState, step: int) -> TrainState:
         """The state of one step, verified.
 
         Args:
-          like: a state of the same structure, or its shapes and dtypes.
+          like: a state of the same structure, or its shapes and dtypes; arrays go where the
+            shardings of its leaves say, or to the default device.
 
         Raises:
           StorageError: a checkpoint that is damaged, or of another model.
         """
-        source = f"checkpoint {self.path(step)}"
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), digests=ocp.args.JsonRestore()
-        )
-        try:
-            restored: Any = self._manager.restore(step, args=items)
-        except (MemoryError, PermissionError):
-            raise  # say nothing of the checkpoint
-        except Exception as error:  # Orbax raises a dozen kinds, many from its file formats
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise storage.StorageError(
-                f"{source} cannot be read, it is damaged or of another model: {reason}"
-            ) from error
-        storage.verify(restored.state, restored.digests, source)
-        return restored.state
+        items, digests = self._read(step, {PARAMS: like.params, REST: like.replace(params=None)})
+        state = items[REST].replace(params=items[PARAMS])
+        storage.verify(state, digests, self._source(step))
+        return state
+
+    def restore_params(self, like: Any, step: int) -> Any:
+        """The parameters of one step alone, verified; as `restore`."""
+        items, digests = self._read(step, {PARAMS: like})
+        state = TrainState(step=None, params=items[PARAMS], opt_state=None, recent=None)
+        prefix = jax.tree_util.keystr((jax.tree_util.GetAttrKey(PARAMS),))
+        expected = {path: value for path, value in digests.items() if path.startswith(prefix)}
+        storage.verify(state, expected, self._source(step))
+        return state.params
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
         """The newest state that is whole, and a warning for each newer one that was not.
@@ -94,7 +149,7 @@ class Checkpoints:
           StorageError: there are checkpoints and none can be read; all are left as they are.
         """
         damaged = []
-        for step in reversed(self.steps()):
+        for step in reversed(self._agreed_steps()):
             try:
                 state = self.restore(like, step)
             except storage.StorageError as error:
@@ -112,14 +167,165 @@ class Checkpoints:
             )
         return None, []
 
-    def close(self):
-        self._manager.close()
+    # Writing.
 
-    def _open(self):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._kept, enable_async_checkpointing=False
+    def _begin(self, state, step, metric):
+        metric = None if metric is None or not math.isfinite(metric) else float(metric)
+        record = {"step": step, "metric": metric, "digests": storage.digests(state)}
+        items = {PARAMS: state.params, REST: state.replace(params=None)}
+        try:
+            if jax.process_index() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._sweep()
+            with _context():
+                writing = ocp.save_checkpointables_async(
+                    self.path(step), {**items, RECORD: storage.seal(record)}
+                )
+        except Exception as error:  # Orbax raises a dozen kinds
+            raise self._save_error(step, error) from error
+        self._metrics[step] = metric
+        self._saving = concurrent.futures.Future()
+        # A thread that does not keep a program from ending: what is half-written is no loss.
+        threading.Thread(
+            target=self._finish, args=(step, writing, self._saving), daemon=True
+        ).start()
+
+    def _finish(self, step, writing, done):
+        """Waits, in the background, until a checkpoint is whole; then lets older ones go."""
+        try:
+            writing.result()
+            if jax.process_index() == 0:
+                self._let_go()
+        except Exception as error:
+            if jax.process_index() == 0:  # the disk may be full because of it
+                shutil.rmtree(f"{self.path(step)}{UNFINISHED}", ignore_errors=True)
+            done.set_exception(self._save_error(step, error))
+        else:
+            done.set_result(None)
+
+    def _outcome(self, wait: bool) -> SaveError | None:
+        """How the save in the background ended; None as well while it goes on."""
+        if jax.process_count() > 1 and wait:
+            return self._agreed_outcome()
+        if self._saving is None or not (wait or self._saving.done()):
+            return None
+        error = self._saving.exception()
+        if jax.process_count() == 1:
+            self._saving = None
+        return error
+
+    def _agreed_outcome(self) -> SaveError | None:
+        """The same on all processes: if one failed, the others do not wait for it."""
+        while True:
+            stands = _gather(self._stands())
+            if FAILED in stands:
+                process = stands.index(FAILED)
+                error = self._outcome(wait=False) or SaveError(
+                    f"a checkpoint in {self.folder} could not be saved: process {process} failed, "
+                    f"and its log tells why. Earlier checkpoints are whole: {self.steps()}"
+                )
+                self._saving = None
+                return error
+            if UNDER_WAY not in stands:
+                self._saving = None
+                return None
+            time.sleep(0.02)
+
+    def _stands(self) -> int:
+        if self._saving is None:
+            return FINE
+        if not self._saving.done():
+            return UNDER_WAY
+        return FAILED if self._saving.exception() else FINE
+
+    def _save_error(self, step, error) -> SaveError:
+        return SaveError(
+            f"checkpoint {self.path(step)} could not be saved: {_reason(error)}. "
+            f"Earlier checkpoints are whole: {self.steps()}"
         )
-        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _let_go(self):
+        """Deletes checkpoints that are neither among the newest nor among the best."""
+        steps = self.steps()
+        if self._kept is None:
+            return
+        stay = set(steps[-self._kept :])
+        if self._keep_best:
+            rated = [(self._metric(step), step) for step in steps]
+            rated = sorted((metric, step) for metric, step in rated if metric is not None)
+            stay.update(step for _, step in rated[-self._keep_best :])
+        for step in set(steps) - stay:
+            self._delete(step)
+
+    def _delete(self, step):
+        leaving = self.folder / f"{LEAVING}{step}"
+        self.path(step).rename(leaving)  # at once, so that no half of it is ever listed
+        shutil.rmtree(leaving, ignore_errors=True)
+
+    def _metric(self, step) -> float | None:
+        if step not in self._metrics:
+            try:
+                self._metrics[step] = self._record(step)["metric"]
+            except storage.StorageError:
+                self._metrics[step] = None
+        return self._metrics[step]
+
+    def _sweep(self):
+        """Removes what saves and deletions that were cut short have left."""
+        for pattern in (f"*{UNFINISHED}", f"{LEAVING}*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
+    # Reading.
+
+    def _record(self, step) -> dict[str, Any]:
+        sealed = storage.read_json(self.path(step) / RECORD / RECORD_FILE)
+        return storage.unseal(sealed, self._source(step))
+
+    def _read(self, step, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Items of a checkpoint, not verified, and the digests of all its arrays.
+
+        Each process reads its own parts, and waits for nobody: with a damaged file one of them may
+        fail and another not. Then all raise.
+        """
+        items, digests, error = {}, {}, None
+        try:
+            digests = self._record(step)["digests"]
+            mine = jax.process_index()
+            with _context(primary_host=mine, active_processes={mine}):
+                items = ocp.load_checkpointables(self.path(step), jax.tree.map(_shape, like))
+        except (MemoryError, PermissionError) as refusal:
+            error = refusal  # says nothing of the checkpoint
+        except storage.StorageError as damage:
+            error = damage
+        except Exception as damage:  # Orbax raises a dozen kinds, many from its file formats
+            error = storage.StorageError(
+                f"{self._source(step)} cannot be read, it is damaged or of another model: "
+                f"{_reason(damage)}"
+            )
+            error.__cause__ = damage
+        damaged = isinstance(error, storage.StorageError)
+        ends = _gather(FINE if error is None else FAILED if damaged else REFUSED)
+        if error is not None:
+            raise error
+        if max(ends) != FINE:
+            raise storage.StorageError(
+                f"{self._source(step)} cannot be read by process {ends.index(max(ends))}, and its "
+                f"log tells why"
+            )
+        return items, digests
+
+    def _agreed_steps(self) -> list[int]:
+        """Those that process 0 sees."""
+        steps = self.steps()
+        if jax.process_count() == 1:
+            return steps
+        (count,) = multihost_utils.broadcast_one_to_all(np.asarray([len(steps)], np.int32))
+        steps = (steps + [0] * int(count))[: int(count)]
+        return multihost_utils.broadcast_one_to_all(np.asarray(steps, np.int32)).tolist()
+
+    def _source(self, step) -> str:
+        return f"checkpoint {self.path(step)}"
 
     def _set_aside(self, step):
         aside = self.folder.parent / f"damaged-checkpoint-{step}"
@@ -127,7 +333,34 @@ class Checkpoints:
         while aside.exists():
             number += 1
             aside = self.folder.parent / f"damaged-checkpoint-{step}-{number}"
-        self.path(step).rename(aside)
-        self._manager.close()
-        self._manager = self._open()
+        _gather(FINE)  # all have found the same name
+        if jax.process_index() == 0:
+            self.path(step).rename(aside)
         return aside
+
+
+def _context(*, primary_host: int = 0, active_processes=None) -> ocp.Context:
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=RECORD)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    context.async_options.create_directories_asynchronously = False
+    context.multiprocessing_options.primary_host = primary_host
+    context.multiprocessing_options.active_processes = active_processes
+    return context
+
+
+def _shape(leaf) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jnp.zeros(()).sharding
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _gather(value: int) -> list[int]:
+    """A small number of each process, in all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    return multihost_utils.process_allgather(np.int32(value)).tolist()
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -107,17 +107,20 @@ class _Run:
     """One start of a run; its methods stand in the order in which they are called."""
 
     def __init__(self, config, task, workdir, reports, should_stop, profile):
-        self.config, self.training, self.workdir = config, config.training, workdir
+        self.config, self.training, self.task, self.workdir = (
+            config, config.training, task, workdir
+        )  # fmt: skip
         self.reports, self.profile = reports, profile
         self.leads = jax.process_index() == 0
-        self.task = task
         mesh = make_mesh(config, jax.devices())
         self.mesh = mesh if mesh.size > 1 else None
         self.votes = Votes(self.mesh, should_stop)
         self.held_out = HeldOut(config, self.task, self.mesh, self.votes)
         self.pace = Pace(config, self.task)
         self.rollbacks = Rollbacks(workdir)
-        self.checkpoints = Checkpoints(workdir, self.training.checkpoints_kept)
+        self.checkpoints = Checkpoints(
+            workdir, self.training.checkpoints_kept, self.training.best_kept
+        )
         self.writer: Any = NoMetricsWriter()
         self.program: Any = None
         self.clock = Clock(workdir)
@@ -140,7 +143,7 @@ class _Run:
             state = _init(self.config, self.mesh)()
             self.save(state, 0, wait=True)
         else:
-            self.reports.notice(f"resuming from step {int(state.step)}")
+            self.tell(f"resuming from step {int(state.step)}")
         if int(state.step) < self.training.steps or self.lacks_evaluation(int(state.step)):
             self.compile(state)
         while True:
@@ -161,7 +164,7 @@ class _Run:
             )  # fmt: skip
         state, warnings = self.checkpoints.restore_latest(like)
         for warning in warnings:
-            self.reports.notice(warning)
+            self.tell(warning)
         if self.leads:
             self.writer.close()
             self.writer = MetricsWriter(self.workdir, int(state.step) if state else 0)
@@ -180,9 +183,9 @@ class _Run:
             placed = places, sharding.replicated(self.mesh)
         program = jax.jit(with_votes(step), donate_argnums=0, out_shardings=placed)
         like = state, next(self.batches(0, 1)), self.votes.ballots()
-        self.program = Program("training step", program, like, self.reports.notice)
+        self.program = Program("training step", program, like, self.tell)
         if self.training.evaluate_every:
-            self.held_out.compile(state.params, self.reports.notice)
+            self.held_out.compile(state.params, self.tell)
 
     def go_on(self, state: TrainState) -> TrainState:
         """The loop. A step's metrics are looked at while the next one runs."""
@@ -202,7 +205,8 @@ class _Run:
             done, waiting = done + 1, metrics
             self.profile.after(done, metrics)
             self.pace.ticked()
-            self.heed(self.checkpoints.check)
+            if self.votes.alone:  # with others, all learn of it at the next save
+                self.heed(self.checkpoints.check)
             stopping = self.votes.asked() or stopping
             if stopping or self.evaluates(done) or self.saves(done):
                 stopping = self.look_at(done, waiting) or stopping
@@ -224,7 +228,7 @@ class _Run:
         found = f"{_fault(values)}, on batch {self.rollbacks.batch_of(step)}"
         policy = self.training.on_bad_step
         if policy == "skip" and values["bad_in_a_row"] <= self.training.skips_in_a_row:
-            self.reports.notice(f"step {step}: {found}; its update is left out")
+            self.tell(f"step {step}: {found}; its update is left out")
             return
         if policy == "rollback" and len(self.rollbacks) < self.training.rollbacks:
             raise _BadStep(step, values)
@@ -233,6 +237,7 @@ class _Run:
             "skip": f" (training.skips_in_a_row={self.training.skips_in_a_row} before it, too)",
             "rollback": f" (after training.rollbacks={self.training.rollbacks})",
         }[policy]
+        self.heed(self.checkpoints.wait)
         saved = [s for s in self.checkpoints.steps() if s < step]
         back = f"go back to {self.checkpoints.path(saved[-1])}" if saved else "none is older"
         raise TrainingError(
@@ -244,7 +249,7 @@ class _Run:
     def rolled_back(self, bad: _BadStep) -> TrainState:
         """The state to go on from after a bad step, and other batches to come."""
         self.enter("restore", bad.step)
-        self.checkpoints.wait()
+        self.heed(self.checkpoints.wait)
         steps = self.checkpoints.steps()
         to = max(
             (s for s in steps if s <= bad.step - self.training.rollback_steps), default=steps[0]
@@ -253,7 +258,7 @@ class _Run:
         batch = self.rollbacks.batch_of(bad.step)
         self.checkpoints.discard_after(to)  # first: they would be resumed without the rollback
         self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm), write=self.leads)
-        self.reports.notice(
+        self.tell(
             f"step {bad.step}: {_fault(bad.values)}, on batch {batch}; going back to step {to}, "
             f"and on with batch {batch + 1}"
         )
@@ -291,9 +296,7 @@ class _Run:
             self.save(state, step, wait=True)
             return True
         self.heed(lambda: self.writer.write(step, measured, {}))
-        if self.leads:
-            told = ", ".join(f"{key} {value:.3f}" for key, value in measured.items())
-            self.reports.notice(f"step {step}: {told}")
+        self.tell(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
         if self.saves(step) or self.training.best_kept:
             self.save(state, step, wait=step == self.training.steps, metric=measured[ACCURACY])
         return False
@@ -306,7 +309,11 @@ class _Run:
             self.writer.sync()
             self.checkpoints.save(state, metric=metric, wait=wait)
 
-        self.heed(write)
+        if wait:  # whoever waits relies on it
+            self.heed(self.checkpoints.wait)  # for earlier ones
+            write()
+        else:
+            self.heed(write)
 
     def heed(self, write: Callable[[], None]):
         """Calls it; if it cannot write, the run stops or goes on by `training.on_save_error`."""
@@ -333,6 +340,11 @@ class _Run:
     def enter(self, phase: str, step: int):
         self.clock.enter(phase, step)
         self.reports.phase(phase, step)
+
+    def tell(self, notice: str):
+        """What is the same in all processes is told by the first."""
+        if self.leads:
+            self.reports.notice(notice)
 
     def batches(self, done: int, steps: int) -> Iterator[Any]:
         """What the steps done + 1 .. steps take, placed on the devices."""

@@ -17,7 +17,7 @@ class Votes:
 
     def __init__(self, mesh, should_stop: Callable[[], bool]):
         self._should_stop = should_stop
-        self._alone = jax.process_count() == 1
+        self.alone = jax.process_count() == 1
         self._no, self._yes = (_ballots(mesh, value) for value in (0, 1))
         self._asked = False
 
@@ -28,7 +28,7 @@ class Votes:
     def asked(self) -> bool:
         """Whether to stop now, as far as this process may decide it: only if it is alone."""
         self._asked = self._asked or self._should_stop()
-        return self._asked and self._alone
+        return self._asked and self.alone
 
 
 def with_votes(program: Callable) -> Callable:

@@ -8,8 +8,8 @@ import jax
 
 from sleepnet import storage
 from sleepnet.config import ExperimentConfig, from_dict
+from sleepnet.model import init_params
 from sleepnet.training.checkpoint import Checkpoints
-from sleepnet.training.step import init_train_state
 
 CONFIG, STARTS, PROFILE = "config.json", "starts.jsonl", "profile"
 # What a run may change when it goes on: nothing that the losses of its good steps depend on but
@@ -67,8 +67,8 @@ def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, in
             raise storage.StorageError(
                 f"{workdir} has no checkpoint of step {step}; it has {steps}"
             )
-        like = jax.eval_shape(lambda: init_train_state(config.model, config.training))
-        return checkpoints.restore(like, step).params, step
+        like = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+        return checkpoints.restore_params(like, step), step
 
 
 def _differences(stored: dict, wanted: dict):
@@ -78,4 +78,11 @@ def _differences(stored: dict, wanted: dict):
         for field in sorted(fields.keys() | stored[section].keys()):
             was, now = stored[section].get(field), fields.get(field)
             if was != now and (section, field) not in FREE_FIELDS:
-                yield f"{section}.{field}", was, now
+                yield f"{section}.{field}", *_apart(was, now)
+
+
+def _apart(was, now):
+    """Of two tuples as long as each other, the first elements that differ."""
+    if isinstance(was, tuple) and isinstance(now, tuple) and len(was) == len(now):
+        return next((a, b) for a, b in zip(was, now, strict=True) if a != b)
+    return was, now

@@ -24,10 +24,10 @@ TRAINING = TrainingConfig(steps=50, batch_size=16, warmup_steps=1)
 
 
 def main(_):
-    distributed.join()
     config = ExperimentConfig(
         model=MODEL, task=TASK, training=TRAINING, mesh=MeshConfig(fsdp=_FSDP.value)
     )
+    distributed.join(config)
     mesh = sharding.make_mesh(config, jax.devices())
     task = tasks.make(TASK)
     step = make_train_step(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleepnet import tasks
+from sleepnet import storage, tasks
 from sleepnet.config import (
     DepoConfig,
     ExperimentConfig,
@@ -18,7 +18,7 @@ from sleepnet.config import (
     TrainingConfig,
 )
 from sleepnet.storage import StorageError
-from sleepnet.training import loop
+from sleepnet.training import checkpoint, loop
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, read_rows
 from sleepnet.training.step import init_train_state
@@ -115,7 +115,7 @@ def kept(workdir):
 def test_where_no_checkpoint_can_be_read_nothing_is_touched(copied):
     """Neither checkpoints nor metrics: training does not start anew over them."""
     for file in (copied / "checkpoints").rglob("*"):
-        if file.is_file() and "state" in file.parts:
+        if file.is_file() and "params" in file.parts:
             file.write_bytes(b"")
     before = kept(copied)
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_a_machine_without_memory_says_nothing_of_the_checkpoint(finished, copie
         raise MemoryError
 
     checkpoints = Checkpoints(copied)
-    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", fail)
     with pytest.raises(MemoryError):
         checkpoints.restore_latest(finished[0])
     assert checkpoints.steps() == [4, 6]
@@ -140,10 +140,10 @@ def test_a_machine_without_memory_says_nothing_of_the_checkpoint(finished, copie
 
 def test_a_digest_catches_what_the_format_does_not(finished, copied):
     """Arrays that read back well but are not those that were written are refused by name."""
-    digests = copied / "checkpoints" / "6" / "digests" / "metadata"
-    stored = json.loads(digests.read_text())
-    (head,) = (path for path in stored if path.endswith("params['head']"))
-    digests.write_text(json.dumps(stored | {head: "0" * 64}))
+    file = copied / "checkpoints" / "6" / "record" / "data.json"
+    record = storage.unseal(storage.read_json(file), "record")
+    record["digests"][".params['head']"] = f"float32[8,6]:{0:032x}"
+    storage.write_json(file, storage.seal(record))
     with pytest.raises(StorageError, match=r"params\['head'\] is damaged"):
         Checkpoints(copied).restore(finished[0], 6)
 
