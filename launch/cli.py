@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import ml_collections
 from absl import app, flags, logging
@@ -74,6 +74,24 @@ def _check_splits(task):
             task.example(split, 0)
         except ValueError as error:
             raise ConfigError(f"task: {error}") from None
+
+
+def flags_in(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(name, value) of the flags of a command, --name=value or --name value; None: no value."""
+    for argument, following in itertools.pairwise((*arguments, "-")):
+        if argument.startswith("-"):
+            name, equals, value = argument.lstrip("-").partition("=")
+            yield name, value if equals else None if following.startswith("-") else following
+
+
+def as_flags(given: Iterable[tuple[str, str | None]]) -> list[str]:
+    """What `flags_in` read, as arguments again."""
+    return [f"--{name}" if value is None else f"--{name}={value}" for name, value in given]
+
+
+def is_config(name: str) -> bool:
+    """Whether a flag is --config or one of its overrides."""
+    return name == "config" or name.startswith("config.")
 
 
 def has_backend(model: ModelConfig) -> bool:

@@ -89,19 +89,8 @@ def _measure(run, workdir) -> list[str]:
 
 def _shared() -> list[str]:
     """--config and its overrides, as they were given to us."""
-    return [f"--{name}={value}" for name, value in _given(sys.argv[1:]) if _is_config(name)]
-
-
-def _given(arguments: list[str]):
-    """(name, value) of flags in both spellings: --name=value and --name value."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith("-"):
-            name, equals, value = argument.lstrip("-").partition("=")
-            yield name, (value if equals else "".join(arguments[i + 1 : i + 2]))
-
-
-def _is_config(name: str) -> bool:
-    return name == "config" or name.startswith("config.")
+    given = cli.flags_in(sys.argv[1:])
+    return cli.as_flags((name, value) for name, value in given if cli.is_config(name))
 
 
 def _cost(runs) -> str:

@@ -34,7 +34,7 @@ _RUNTIME = flags.DEFINE_string("runtime_version", None, "Image; by default the c
 _BUCKET = flags.DEFINE_string("bucket", None, "Mounted at /mnt/BUCKET on every machine.")
 _OUT = flags.DEFINE_string("out", None, "Folder here for the results, without checkpoints.")
 _HOURS = flags.DEFINE_float("hours", None, "That you expect it to take, to count the cost.")
-_RESUBMIT = flags.DEFINE_integer("resubmit", 0, "Times to ask again when taken away.", 0)
+_RESUBMIT = flags.DEFINE_integer("resubmit", 0, "Times to run it again when cut short.", 0)
 _KEEP = flags.DEFINE_bool("keep", False, "Leave the machines when the command has ended.")
 _DOCTOR = flags.DEFINE_bool("doctor", True, "Run launch.doctor, here and there, before it.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print all commands and the cost; do nothing.")
@@ -126,7 +126,8 @@ def _warn_of_changes():
 
 def _judge(pod: Pod) -> bool:
     """`launch.doctor`, and for --dry_run `launch.compile`, for the chips that are asked for."""
-    config = [argument for argument in pod.command if argument.startswith("--config")]
+    given = cli.flags_in(pod.command)
+    config = cli.as_flags((name, value) for name, value in given if cli.is_config(name))
     if not config or not _DOCTOR.value:
         return True
     programs = ["launch.doctor"]

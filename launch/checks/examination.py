@@ -61,15 +61,21 @@ def examine(launch: Launch) -> Iterator[Finding]:
     """
     deadline = Deadline(SECONDS + max(0.0, 2 * (launch.wait - PATIENCE)))
     yield from software.check()
-    findings, config = _read_config(launch.config)
+    findings, config = _read_config(launch.config, min(20.0, deadline.left()))
     yield from findings
-    findings, workdir = _try_workdir(launch.workdir)
+    findings, workdir = _try_workdir(launch.workdir, min(10.0, deadline.left()))
     yield from findings
     together = True
     if launch.cluster is not None:
-        for finding in call_the_roll(launch.cluster, config, workdir, launch.wait):
-            together &= finding.status == OK or finding.check in APART
-            yield finding
+        cluster = launch.cluster
+        findings = within(
+            deadline.left(), "coordinator",
+            lambda: call_the_roll(cluster, config, workdir, launch.wait),
+            f"the name of {cluster.coordinator_address} or the workdir does not answer: see DNS, "
+            f"and the mount",
+        )  # fmt: skip
+        yield from findings
+        together = all(found.status == OK or found.check in APART for found in findings)
         if not together:
             yield skipped("join", "not all are there: JAX would wait, and abort")
     plan = {
@@ -85,7 +91,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
     yield from supervise.watch(command, deadline.left())
 
 
-def _read_config(make) -> tuple[list[Finding], ExperimentConfig | None]:
+def _read_config(make, seconds: float) -> tuple[list[Finding], ExperimentConfig | None]:
     """The config, after its task has made an example of each split: so its data is reachable."""
     if make is None:
         why = "no --config: data, mesh, memory and disk are not judged"
@@ -104,16 +110,17 @@ def _read_config(make) -> tuple[list[Finding], ExperimentConfig | None]:
         )
         return [ok("config", about)]
 
-    findings = within(20, "config", look, "its data does not answer: see where config.task reads")
+    advice = "its data does not answer: see where config.task reads"
+    findings = within(seconds, "config", look, advice)
     return findings, (made[0] if made else None)
 
 
-def _try_workdir(workdir: str | None) -> tuple[list[Finding], str | None]:
+def _try_workdir(workdir: str | None, seconds: float) -> tuple[list[Finding], str | None]:
     """The workdir comes back where it can be used."""
     if workdir is None:
         return [skipped("workdir", "no --workdir")], None
     advice = "the file system does not answer: see its mount, or name another --workdir"
-    findings = within(10, "workdir", lambda: folder.check(workdir), advice)
+    findings = within(seconds, "workdir", lambda: folder.check(workdir), advice)
     return findings, (workdir if findings[0].status == OK else None)
 
 

@@ -11,6 +11,7 @@ this process's card.
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import socket
 import sys
@@ -32,27 +33,36 @@ LONGEST = 2048  # bytes of a card
 def main():
     plan = json.loads(sys.argv[1])
     if plan["join"]:
-        _begin("join", plan["wait"] + 5)
+        _begin("join", plan["wait"] + 5, f"{_who()} waits for the others to join")
         _tell(*_join(plan["cluster"] or {}, plan["wait"]))
-    _begin("devices", 30)
+    _begin("devices", 30, "asking for the devices")
     _tell(*_devices())
     if jax.process_count() > 1:
-        _begin("exchange", 30)
+        _begin("exchange", 30, "an all-gather over all processes")
         _tell(*_exchange(plan))
     if plan["config"] is None:
         return
     config = from_dict(plan["config"])
     num_devices, available = _judged_for(plan)
-    _begin("data", 20)
+    _begin("data", 20, "making an example")
     _tell(*fit.check_data(config))
-    _begin("mesh", 10)
+    _begin("mesh", 10, "fitting the mesh")
     _tell(*fit.check_mesh(config, num_devices))
     if plan["workdir"] is not None:
-        _begin("disk", 20)
+        _begin("disk", 20, "counting what checkpoints take")
         needed = fit.num_bytes(fit.state_shapes(config))
         _tell(*folder.check_room(plan["workdir"], needed, config.training.checkpoints_kept))
-    _begin("memory", 30)
+    _begin("memory", 30, "estimating a step")
     _tell(*fit.check_memory(config, num_devices, available))
+
+
+def _who() -> str:
+    """This process, as its cluster calls it; JAX has no name for it before all have joined."""
+    task, tasks, worker = map(os.environ.get, ("SLURM_PROCID", "SLURM_NTASKS", "TPU_WORKER_ID"))
+    host = socket.gethostname()
+    if task is not None:
+        return f"task {task} of {tasks} of Slurm, on {host},"
+    return f"worker {worker}, on {host}," if worker is not None else host
 
 
 def _judged_for(plan: dict[str, Any]) -> tuple[int, int]:
@@ -119,8 +129,8 @@ def _gather(text: str) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(mine)]
 
 
-def _begin(stage: str, seconds: float):
-    print(json.dumps({"stage": stage, "seconds": seconds}), flush=True)
+def _begin(stage: str, seconds: float, doing: str):
+    print(json.dumps({"stage": stage, "seconds": seconds, "doing": doing}), flush=True)
 
 
 def _tell(*findings: Finding):

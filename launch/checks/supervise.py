@@ -14,7 +14,8 @@ from launch.checks import Deadline, Finding, wrong
 # What to do where a stage hangs or dies.
 REMEDIES = {
     "start": "run python -c 'import jax' and see what it says",
-    "join": "start all processes within a quarter of a minute; where one ended, see its words",
+    "join": "every process that came says this of itself: the others are missing; start all within "
+    "a quarter of a minute (--join_timeout)",
     "devices": "another program may hold the devices (on a TPU: lsof /dev/accel* /dev/vfio/*; on a "
     "GPU: nvidia-smi): end it, or restart the machine",
     "exchange": "the machines reach the coordinator, and their devices not each other: see the "
@@ -32,7 +33,8 @@ def watch(command: list[str], seconds: float) -> Iterator[Finding]:
     Args:
       seconds: for all of it; each stage names its own limit.
     """
-    whole, stage, limit = Deadline(seconds), "start", Deadline(30)
+    whole, limit = Deadline(seconds), Deadline(30)
+    stage, doing = "start", "importing jax"
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
@@ -46,18 +48,19 @@ def watch(command: list[str], seconds: float) -> Iterator[Finding]:
                 try:
                     line = lines.get(timeout=left)
                 except queue.Empty:
-                    yield wrong(stage, "no answer in time", REMEDIES[stage])
+                    yield wrong(stage, f"{doing}: no answer in time", REMEDIES[stage])
                     return
                 if line is None:
                     break
                 told = _parse(line)
                 if "stage" in told:
-                    stage, limit = told["stage"], Deadline(told["seconds"])
+                    stage, doing = told["stage"], told["doing"]
+                    limit = Deadline(told["seconds"])
                 elif "finding" in told:
                     yield Finding(**told["finding"])
             if code := child.wait():
                 errors.seek(0)
-                yield wrong(stage, _last_words(errors.read(), code), REMEDIES[stage])
+                yield wrong(stage, f"{doing}: {_last_words(errors.read(), code)}", REMEDIES[stage])
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
@@ -86,4 +89,4 @@ def _last_words(text: str, code: int) -> str:
     fatal = [line for line in lines if line.startswith("F") and "] " in line]
     errors = [line for line in lines if "Error" in line.split(":")[0] and not line.startswith(" ")]
     said = (fatal or errors or lines or ["it said nothing"])[-1]
-    return f"the check ended with code {code}: {said.split('] ', 1)[-1][-400:]}"
+    return f"ended with code {code}: {said.split('] ', 1)[-1][-400:]}"

@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import shlex
 
+from launch import cli
 from launch.chips import Accelerator
 
 CODE, ENVIRONMENT = "sleepnet", "sleepnet-venv"  # in the home of every machine
@@ -35,7 +36,7 @@ class Pod:
     @property
     def workdir(self) -> str | None:
         """--workdir of the command."""
-        return flag(self.command, "workdir")
+        return dict(cli.flags_in(self.command)).get("workdir")
 
     def _where(self) -> list[str]:
         return [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
@@ -96,8 +97,10 @@ class Pod:
 
     def doctor(self) -> list[str]:
         """`launch.doctor` with what it takes of the command."""
-        taken = [argument for argument in self.command if _name(argument).split(".")[0] in (
-            "config", "workdir", "distributed")]  # fmt: skip
+        taken = cli.as_flags(
+            (name, value) for name, value in cli.flags_in(self.command)
+            if cli.is_config(name) or name in ("workdir", "distributed")
+        )  # fmt: skip
         return self.ssh(self._inside(["python", "-m", "launch.doctor", *taken]))
 
     def start(self) -> list[str]:
@@ -108,17 +111,18 @@ class Pod:
             f"echo $! > {PID}"
         )
 
-    def running(self) -> list[str]:
-        """Exit code 0 while a command that was started is alive."""
-        return self.ssh(f"test -e {PID} && kill -0 $(cat {PID}) 2> /dev/null", worker="0")
-
-    def follow(self) -> list[str]:
-        """The log of process 0 until it ends; then exits as it did."""
+    def status(self) -> list[str]:
+        """Of the command, on the machine of process 0: "running", "ended CODE" or "free"."""
         return self.ssh(
-            f"touch {LOG}; tail -n +1 -F --pid=$(cat {PID}) {LOG} 2> /dev/null; "
-            f"exit $(cat {EXIT} || echo 1)",
+            f"if test -e {PID} && kill -0 $(cat {PID}) 2> /dev/null; then echo running; "
+            f"elif test -e {EXIT}; then echo ended $(cat {EXIT}); else echo free; fi",
             worker="0",
         )
+
+    def follow(self) -> list[str]:
+        """The log of process 0, until it ends."""
+        script = f"touch {LOG}; tail -n +1 -F --pid=$(cat {PID}) {LOG} 2> /dev/null"
+        return self.ssh(script, worker="0")
 
     def last_words(self) -> list[str]:
         return self.ssh(f'echo "$(hostname): exit code $(cat {EXIT})"; tail -n 20 {LOG}')
@@ -145,16 +149,3 @@ def archive(out: pathlib.Path) -> list[str]:
 
 def changes() -> list[str]:
     return ["git", "status", "--porcelain", "--untracked-files=no"]
-
-
-def flag(command, name: str) -> str | None:
-    """The value of --name in a command."""
-    for i, argument in enumerate(command):
-        if _name(argument) == name:
-            _, equals, value = argument.partition("=")
-            return value if equals else "".join(command[i + 1 : i + 2])
-    return None
-
-
-def _name(argument: str) -> str:
-    return argument.lstrip("-").partition("=")[0] if argument.startswith("-") else ""

@@ -11,11 +11,12 @@ from launch.pods.commands import Pod
 from launch.pods.gcloud import PodError
 
 ON_ITS_WAY = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
-GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING", "NOT_FOUND")
+LEAVING = ("SUSPENDING", "DELETING")
+OVER = ("SUSPENDED", "FAILED")
 LOST_NODE = ("PREEMPTED", "TERMINATED", "STOPPED", "NOT_FOUND")
-LOST_CONNECTION = 255  # of ssh
 STOPPED = (128 + 15, 128 + 2)  # a machine that is taken away sends SIGTERM first
-RECONNECTIONS = 5
+TRY_AGAIN = 75  # of launch.train, when it stood still
+PATIENCE = 10  # questions that may go unanswered
 
 
 class Life:
@@ -28,6 +29,7 @@ class Life:
 
     def __init__(self, pod: Pod, say: Callable[[str], None], pause: float = 15.0):
         self.pod, self._say, self._pause = pod, say, pause
+        self._answered = False
 
     def live(self, out: pathlib.Path | None, *, keep: bool, resubmit: int, doctor: bool) -> int:
         """All of it; the exit code of the command.
@@ -35,17 +37,17 @@ class Life:
         Args:
           out: a folder here for the results; None: they stay where they are.
           keep: the machines stay when the command has ended.
-          resubmit: how often to ask for new machines when these are taken away.
+          resubmit: how often to run it again when it was cut short, on new machines if need be.
         """
         with self._never_silent():
             code = self._furnish_and_run(doctor)
             while code is None and resubmit > 0:
-                self._say(f"the machines were taken away; asking for new ones ({resubmit} left)")
+                self._say(f"it was cut short; running it again ({resubmit} left)")
                 resubmit -= 1
                 code = self._furnish_and_run(doctor)
             if code is None:
-                self._say("the machines were taken away: the same command goes on from the last "
-                          "checkpoint; --resubmit=10 does so by itself")  # fmt: skip
+                self._say("it was cut short: the same command goes on from the last checkpoint; "
+                          "--resubmit=10 does so by itself")  # fmt: skip
                 self.give_back()
                 return 1
             if code:
@@ -65,12 +67,17 @@ class Life:
 
     def state(self) -> str:
         """Of the request, or NOT_FOUND."""
-        result = gcloud.ask(self.pod.describe())
-        if result.code and "NOT_FOUND" in result.errors:
-            return "NOT_FOUND"
-        if result.code:
-            raise PodError(gcloud.explain(self.pod.describe(), result))
-        return result.output or "CREATING"
+        return self._state_of(self.pod.describe()) or "CREATING"
+
+    def _state_of(self, describe: list[str]) -> str:
+        """Once it has answered, gcloud may fail for a while: nothing is concluded from that."""
+        for _ in range(PATIENCE if self._answered else 1):
+            result = gcloud.ask(describe)
+            if result.code == 0 or "NOT_FOUND" in result.errors:
+                self._answered = True
+                return result.output if result.code == 0 else "NOT_FOUND"
+            time.sleep(self._pause)
+        raise PodError(gcloud.explain(describe, result))
 
     @contextlib.contextmanager
     def _never_silent(self) -> Iterator[None]:
@@ -87,44 +94,41 @@ class Life:
         return f"to delete it: {gcloud.text(self.pod.delete())}"
 
     def _furnish_and_run(self, doctor: bool) -> int | None:
-        """The exit code of the command, or None if the machines were taken away."""
+        """The exit code of the command, or None if it was cut short."""
         self._obtain()
-        if gcloud.ask(self.pod.running()).code == 0:
-            self._say("the command already runs there; following it")
-        else:
-            try:
+        try:
+            if self._status() == "running":
+                self._say("the command already runs there; following it")
+            else:
                 self._furnish(doctor)
                 gcloud.do(self.pod.start())
-            except PodError:
-                if self._taken_away():
-                    return None
-                raise
-        return self._follow()
+            return self._follow()
+        except PodError:
+            if self._taken_away():
+                return None
+            raise
 
     def _obtain(self):
         """Waits until the machines are there, asking for them where nobody has."""
         last, asked = "", False
-        while (state := self.state()) != "ACTIVE":
-            if state in GONE:
-                if asked and state == "FAILED":
-                    raise PodError(f"{self.pod.name} was refused (state FAILED): see "
-                                   f"{gcloud.text(self.pod.describe()[:-1])}")  # fmt: skip
-                if state != "NOT_FOUND":
-                    self._say(f"{self.pod.name} is {state}: deleting what is left of it")
-                    gcloud.do(self.pod.delete())
+        while (state := self.state()) != "ACTIVE" or self._node_is_lost():
+            if state == "FAILED" and asked:
+                raise PodError(f"{self.pod.name} was refused (state FAILED): see "
+                               f"{gcloud.text(self.pod.describe()[:-1])}")  # fmt: skip
+            if state in (*OVER, "ACTIVE"):
+                self._say(f"{self.pod.name} is over: deleting what is left of it")
+                gcloud.do(self.pod.delete())
+                asked = False
+            elif state == "NOT_FOUND" and not asked:
                 self._say(f"asking for {self.pod.accelerator.name} in {self.pod.zone}")
                 gcloud.do(self.pod.create())
                 asked = True
-            elif state not in ON_ITS_WAY:
+            elif state not in (*ON_ITS_WAY, *LEAVING, "NOT_FOUND"):
                 raise PodError(f"{self.pod.name} is in a state that we do not know: {state}")
             elif state != last:
                 self._say(f"{self.pod.name}: {state}")
             last = state
             time.sleep(self._pause)
-        if self._node_state() in LOST_NODE:
-            self._say(f"the machines of {self.pod.name} are gone: deleting what is left of it")
-            gcloud.do(self.pod.delete())
-            self._obtain()
 
     def _furnish(self, doctor: bool):
         """The code, its environment and the bucket, on every machine."""
@@ -142,30 +146,43 @@ class Life:
             raise PodError("the doctor found something wrong (above); --nodoctor goes on anyway")
 
     def _follow(self) -> int | None:
-        for _ in range(RECONNECTIONS):
-            code = gcloud.show(self.pod.follow())
-            if code == 0:
-                return 0
-            if self._taken_away(patient=code in STOPPED):
-                return None
-            if code != LOST_CONNECTION:
-                return code
+        """The exit code of the command; None: it, or its machine, ended and may be tried again."""
+        while True:
+            gcloud.show(self.pod.follow())
+            status = self._status()
+            if status != "running":
+                break
             self._say("the connection was lost; following again")
-        raise PodError("the connection to the machines was lost again and again; the command may "
-                       "run on there: the same command follows it")  # fmt: skip
+            time.sleep(self._pause)
+        if status == "free":
+            return None
+        code = int(status.removeprefix("ended "))
+        if code == TRY_AGAIN:
+            return None
+        return None if code in STOPPED and self._taken_away(patient=True) else code
+
+    def _status(self) -> str:
+        """Of the command, from a machine that may not answer at once."""
+        for _ in range(PATIENCE):
+            result = gcloud.ask(self.pod.status())
+            if result.output == "running" or result.output.startswith(("ended ", "free")):
+                return result.output
+            if self._taken_away():
+                return "free"
+            time.sleep(self._pause)
+        raise PodError(gcloud.explain(self.pod.status(), result))
 
     def _taken_away(self, patient: bool = False) -> bool:
-        """Whether the machines are gone; a stopped command's may take a while to be."""
+        """Whether the machines are gone; those of a command that was stopped may be soon."""
         for _ in range(4 if patient else 1):
-            if self.state() in GONE or self._node_state() in LOST_NODE:
+            if self.state() != "ACTIVE" or self._node_is_lost():
                 return True
             if patient:
                 time.sleep(self._pause)
         return False
 
-    def _node_state(self) -> str:
-        result = gcloud.ask(self.pod.node())
-        return result.output if result.code == 0 else "NOT_FOUND"
+    def _node_is_lost(self) -> bool:
+        return self._state_of(self.pod.node()) in LOST_NODE
 
     def _fetch(self, out: pathlib.Path):
         out.mkdir(parents=True, exist_ok=True)
@@ -180,7 +197,7 @@ def plan(pod: Pod, out: pathlib.Path | None, *, keep: bool, doctor: bool):
     yield "if not, ask for it", pod.create()
     yield "until ACTIVE", pod.describe()
     yield "are its machines there?", pod.node()
-    yield "does the command run already?", pod.running()
+    yield "what of the command?", pod.status()
     yield "if not: the code", commands.archive(archive)
     yield "to all machines", pod.copy(archive)
     yield "unpacked", pod.unpack()
@@ -191,6 +208,7 @@ def plan(pod: Pod, out: pathlib.Path | None, *, keep: bool, doctor: bool):
         yield "is all well?", pod.doctor()
     yield "run", pod.start()
     yield "follow the log", pod.follow()
+    yield "how did it end?", pod.status()
     if out is not None:
         yield "fetch the results", pod.fetch(out)
     if not keep:

@@ -11,7 +11,7 @@ from sleepnet import storage
 from sleepnet.evaluation import record
 from sleepnet.evaluation.markdown import table
 from sleepnet.training.metrics import TIMING, read_metrics, read_rows
-from sleepnet.training.workdir import CONFIG, FREE_SECTIONS
+from sleepnet.training.workdir import CONFIG, FREE_FIELDS, FREE_SECTIONS
 
 DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
 ROWS, TABLE, LOG = "sweep.jsonl", "sweep.md", "train.log"
@@ -45,8 +45,16 @@ def is_done(run: Run, workdir: pathlib.Path) -> bool:
 
 
 def _same(stored: dict, wanted: dict) -> bool:
-    wanted = json.loads(json.dumps(wanted))  # tuples become lists
-    return all(stored.get(name) == wanted[name] for name in wanted if name not in FREE_SECTIONS)
+    """But for what a run may change when it goes on."""
+
+    def bound(config):
+        return {
+            (section, field): value
+            for section, fields in config.items() if section not in FREE_SECTIONS
+            for field, value in fields.items() if (section, field) not in FREE_FIELDS
+        }  # fmt: skip
+
+    return bound(stored) == bound(json.loads(json.dumps(wanted)))  # tuples become lists
 
 
 def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:
@@ -55,9 +63,9 @@ def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:
 
 def look(run: Run, workdir: pathlib.Path, status: str, error: str = "") -> Row:
     row = Row(run.name, run.fields, status, error=error)
-    if metrics := read_metrics(workdir):
-        row.step, row.loss = metrics[-1]["step"], metrics[-1]["loss"]
-        row.accuracy = metrics[-1]["accuracy"]
+    if trained := [step for step in read_metrics(workdir) if "loss" in step]:
+        row.step, row.loss = trained[-1]["step"], trained[-1]["loss"]
+        row.accuracy = trained[-1]["accuracy"]
     if timing := read_rows(workdir / TIMING):
         row.seconds = timing[-1]["seconds"]
     row.test_accuracy = _test_accuracy(run, workdir)

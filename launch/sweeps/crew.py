@@ -117,7 +117,9 @@ class Crew:
         row = book.look(run, self._folder / run.name, status, error)
         self._rows[run.name] = row
         self._ended += 1
-        figures = f", loss {row.loss:.3f}, accuracy {row.accuracy:.3f}" if row.loss else ""
+        figures = ""
+        if row.loss is not None:
+            figures = f", loss {row.loss:.3f}, accuracy {row.accuracy:.3f}"
         took = f", {book.duration(row.seconds)}" if row.seconds else ""
         note = " before" if before else f": {error}" if error else ""
         left = f"; about {book.duration(self._seconds_left())} left" if not before else ""

@@ -216,7 +216,7 @@ def sweep(folder, *arguments):
         "--grid=model.passes=1,2", "--grid=training.seed=0,1", *arguments,
     ]  # fmt: skip
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"NPROC": "1"}, text=True,
+        command, cwd=ROOT, env=os.environ | {"NPROC": "1", "XLA_FLAGS": ""}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

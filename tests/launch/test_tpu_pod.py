@@ -17,7 +17,7 @@ import time
 import pytest
 
 from launch.chips import RUNTIMES, parse_accelerator, parse_topology
-from launch.pods import commands, gcloud
+from launch.pods import gcloud
 from launch.pods.commands import Pod
 from launch.pods.gcloud import PodError
 from launch.pods.life import Life, plan
@@ -58,6 +58,9 @@ if verb == "tpu-vm scp" and "--worker=all" in arguments:
 NOT_FOUND = {"code": 1, "err": "ERROR: (gcloud...) NOT_FOUND: Requested entity was not found."}
 ACTIVE, READY = {"out": "ACTIVE\n"}, {"out": "READY\n"}
 DESCRIBE, NODE = "queued-resources describe", "tpu-vm describe"
+STATUS, FOLLOW = "echo running", "tail -n +1"  # in what machines are told to run
+RUNNING, FREE, DONE = {"out": "running\n"}, {"out": "free\n"}, {"out": "ended 0\n"}
+LOST = {"code": 255, "err": "ssh: connect to host port 22: Connection refused"}
 
 
 class Cloud:
@@ -163,7 +166,7 @@ def test_a_life_runs_exactly_the_planned_commands(cloud, tmp_path):
 
 
 def test_machines_that_are_there_are_used_and_kept_if_asked(cloud):
-    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], "tail -n +1": [{"code": 0}]})
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], FOLLOW: [{}], STATUS: [FREE, DONE]})
     code, said = live(pod(), keep=True)
     assert code == 0
     assert "create" not in cloud.verbs() and "delete" not in cloud.verbs()
@@ -184,16 +187,16 @@ def test_the_exit_code_is_that_of_the_command(cloud, monkeypatch, capfd):
 
 def test_a_preempted_run_is_asked_for_again_and_goes_on(cloud):
     """While it ran; deleted, created anew, furnished anew, run with the same command."""
+    suspended = {"out": "SUSPENDED"}
     script = {
-        DESCRIBE: [ACTIVE, {"out": "SUSPENDED"}, {"out": "SUSPENDED"}, {"out": "PROVISIONING"},
-                   ACTIVE],
-        NODE: [READY],
-        "tail -n +1": [{"code": 255}, {"code": 0}],
+        DESCRIBE: [ACTIVE, suspended, {"out": "SUSPENDING"}, suspended, NOT_FOUND,
+                   {"out": "PROVISIONING"}, ACTIVE],
+        NODE: [READY], FOLLOW: [LOST, {}], STATUS: [FREE, LOST, FREE, DONE],
     }  # fmt: skip
     cloud.plays(script=script)
     code, said = live(pod(bucket="b"), resubmit=1)
     assert code == 0
-    assert any("asking for new ones (1 left)" in line for line in said)
+    assert any("running it again (1 left)" in line for line in said)
     verbs = cloud.verbs()
     assert verbs.count("create") == 1 and verbs.count("delete") == 2
     assert verbs.index("delete") < verbs.index("create")
@@ -202,29 +205,45 @@ def test_a_preempted_run_is_asked_for_again_and_goes_on(cloud):
 
 
 def test_a_node_may_be_preempted_while_its_request_is_active(cloud):
-    """Without --resubmit: told how to go on, given back, exit code 1."""
-    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY, {"out": "PREEMPTED"}],
-                        "tail -n +1": [{"code": 143}]})  # fmt: skip
+    """Stopped by SIGTERM, and without --resubmit: told how to go on, given back, exit code 1."""
+    cloud.plays(script={
+        DESCRIBE: [ACTIVE], NODE: [READY, READY, {"out": "PREEMPTED"}], FOLLOW: [{}],
+        STATUS: [FREE, {"out": "ended 143"}],
+    })  # fmt: skip
     code, said = live(pod(bucket="b"))
     assert code == 1 and cloud.verbs()[-1] == "delete"
     assert any("goes on from the last checkpoint; --resubmit" in line for line in said)
 
 
 def test_a_lost_connection_is_no_lost_run(cloud):
-    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY],
-                        "tail -n +1": [{"code": 255}, {"code": 255}, {"code": 0}]})  # fmt: skip
+    """Nor is a question that goes unanswered: nothing is deleted, nothing started twice."""
+    offline = {"code": 1, "err": "ERROR: Unable to find the server at tpu.googleapis.com"}
+    cloud.plays(script={
+        DESCRIBE: [ACTIVE, offline, ACTIVE], NODE: [READY, offline, READY],
+        FOLLOW: [LOST, LOST, {}],
+        STATUS: [LOST, FREE, LOST, RUNNING, RUNNING, DONE],
+    })  # fmt: skip
     code, said = live(pod())
     assert code == 0 and said.count("the connection was lost; following again") == 2
     assert sum("nohup" in " ".join(call) for call in cloud.calls()) == 1
+    assert cloud.verbs().count("delete") == 1 and cloud.verbs()[-1] == "delete"
 
 
 def test_a_run_that_is_alive_is_followed_not_started_again(cloud):
     """And its code is not replaced under it."""
-    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], "kill -0": [{"code": 0}],
-                        "tail -n +1": [{"code": 0}]})  # fmt: skip
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], FOLLOW: [{}], STATUS: [RUNNING, DONE]})
     code, said = live(pod())
     assert code == 0 and "already runs there" in said[0]
     assert not [call for call in cloud.calls() if "scp" in call or "nohup" in " ".join(call)]
+
+
+@pytest.mark.parametrize("end", ["free", "ended 75"], ids=["restarted machine", "stalled run"])
+def test_a_run_that_was_cut_short_is_run_again(cloud, end):
+    """On the same machines: with no exit code, as after a restart, or with that for a stall."""
+    cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], FOLLOW: [{}],
+                        STATUS: [FREE, {"out": end}, FREE, DONE]})  # fmt: skip
+    code, _ = live(pod(bucket="b"), resubmit=1)
+    assert code == 0 and sum("nohup" in " ".join(call) for call in cloud.calls()) == 2
 
 
 @pytest.mark.parametrize(
@@ -274,10 +293,15 @@ def test_a_workdir_without_a_bucket_is_fetched_from_the_first_machine():
     assert fetch[5:7] == ["depo:sleepnet/runs/depo", "out"] and "--worker=0" in fetch
 
 
-def test_flags_of_a_command_are_read_in_both_spellings():
-    for command in (["x", "--workdir=a"], ["x", "--workdir", "a"], ["-workdir=a"]):
-        assert commands.flag(command, "workdir") == "a"
-    assert commands.flag(["x", "workdir=a"], "workdir") is None
+def test_the_doctor_there_is_asked_about_the_command_in_both_spellings_of_its_flags():
+    for command in (["x", "--workdir=a", "--config=b", "--config.model.passes=2", "--distributed"],
+                    ["x", "--workdir", "a", "--config", "b", "--config.model.passes", "2",
+                     "--distributed", "--stop_at", "5"]):  # fmt: skip
+        script = pod(*command).doctor()[7]
+        assert script.endswith(
+            "python -m launch.doctor --workdir=a --config=b --config.model.passes=2 --distributed"
+        )
+        assert pod(*command).workdir == "a"
 
 
 # The program.
