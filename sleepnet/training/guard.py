@@ -23,8 +23,11 @@ class Recent:
 
 def no_steps(training: TrainingConfig) -> Recent:
     """Before the first step."""
-    none_N = jnp.full(training.spike_window, jnp.inf, jnp.float32)
-    return Recent(none_N, none_N, jnp.int32(0), jnp.int32(0))
+
+    def none_N():  # an array each: they are donated
+        return jnp.full(training.spike_window, jnp.inf, jnp.float32)
+
+    return Recent(none_N(), none_N(), jnp.int32(0), jnp.int32(0))
 
 
 def judge(recent: Recent, loss, grad_norm, spike_factor: float) -> tuple[jax.Array, Recent]:
