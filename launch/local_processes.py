@@ -11,6 +11,7 @@ first that failed.
 """
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -40,7 +41,7 @@ def main(argv):
         )
     count, devices, address = _PROCESSES.value, _DEVICES.value, f"127.0.0.1:{free_port()}"
     print(f"{count} processes x {devices} {_PLATFORM.value} devices, coordinator {address}: "
-          f"{' '.join(command)}", flush=True)  # fmt: skip
+          f"{shlex.join(command)}", flush=True)  # fmt: skip
     children = [
         subprocess.Popen(
             [*command, *joining(address, count, i)],

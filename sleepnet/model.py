@@ -159,10 +159,10 @@ def _apply(config, name, params, x_BTD, past, span, detached):
     def apply(params, x_BTD, past, span):
         return _block(config, name, detached=detached).apply({"params": params}, x_BTD, past, span)
 
-    apply = used_whole(apply)
+    run = used_whole(apply)
     if "block" in config.remat_levels and not detached:  # which keeps next to nothing
-        apply = jax.checkpoint(apply)
-    return apply(params, x_BTD, past, span)
+        run = jax.checkpoint(run)
+    return run(params, x_BTD, past, span)
 
 
 def _init_part(config: ModelConfig, part: str, key: jax.Array) -> dict:

@@ -225,7 +225,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """The rows of a global batch that this process's devices hold, rising."""
     places = of_batch(mesh).addressable_devices_indices_map((batch_size,))
-    rows = {row for (place,) in places.values() for row in range(batch_size)[place]}
+    rows = {row for place in places.values() for row in np.arange(batch_size)[place].tolist()}
     return tuple(sorted(rows))
 
 

@@ -62,7 +62,7 @@ def labels(params) -> Any:
 
 
 class Momentum(NamedTuple):
-    count: jax.Array  # int32
+    count: Any  # int32
     mu: Any
 
 
@@ -72,12 +72,12 @@ def nesterov_momentum(decay: float) -> optax.GradientTransformation:
     def init(params):
         return Momentum(jnp.int32(0), optax.tree.zeros_like(params))
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         del params
         count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(grads, state.mu, decay, 1)
+        mu = optax.tree.update_moment(updates, state.mu, decay, 1)
         ahead = optax.tree.bias_correction(mu, decay, optax.safe_increment(count))
-        here = optax.tree.bias_correction(grads, decay, count)
+        here = optax.tree.bias_correction(updates, decay, count)
         looked = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, ahead, here)
         return looked, Momentum(count, mu)
 

@@ -59,7 +59,7 @@ def test_a_signal_goes_to_all(number):
     )
     ready = 0
     while ready < 2:
-        ready += "ready" in process.stdout.readline()
+        ready += process.stdout.readline().endswith("] ready\n")
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 128 + number
