@@ -84,7 +84,7 @@ class Checkpoints:
         """
         earlier = self._outcome(wait=True)
         step = int(state.step)
-        if step not in self.steps():
+        if not _gather(step in self.steps())[0]:
             self._begin(state, step, metric)
         if earlier is not None:
             raise earlier
@@ -247,10 +247,10 @@ class Checkpoints:
         return FAILED if self._saving.result() else FINE
 
     def _save_error(self, step, error) -> SaveError:
-        return SaveError(
-            f"checkpoint {self.path(step)} could not be saved: {_reason(error)}. "
-            f"Earlier checkpoints are whole: {self.steps()}"
-        )
+        message = f"checkpoint {self.path(step)} could not be saved: {_reason(error)}"
+        with contextlib.suppress(OSError):  # nothing may keep a failure from being told
+            message += f". Earlier checkpoints are whole: {self.steps()}"
+        return SaveError(message)
 
     def _let_go(self):
         """Deletes checkpoints that are neither among the newest nor among the best."""
@@ -340,7 +340,10 @@ class Checkpoints:
             aside = self.folder.parent / f"damaged-checkpoint-{step}-{number}"
         _gather(FINE)  # all have found the same name
         if jax.process_index() == 0:
-            self.path(step).rename(aside)
+            try:
+                self.path(step).rename(aside)
+            except OSError:  # nothing can be written here: it is as safe where it is
+                return self.path(step)
         return aside
 
 
@@ -364,7 +367,7 @@ def _shape(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _gather(value: int) -> list[int]:
+def _gather(value: int | bool) -> list[int]:
     """A small number of each process, in all of them."""
     if jax.process_count() == 1:
         return [value]

@@ -230,6 +230,15 @@ def test_a_half_written_checkpoint_does_not_count_and_is_swept(copied):
     assert not half.exists() and not leaving.exists()
 
 
+def test_damage_in_a_folder_that_cannot_be_written_is_passed_over_all_the_same(copied):
+    workdir, states = copied
+    (workdir / "checkpoints" / "4" / "params" / "_METADATA").unlink()
+    with read_only(workdir):
+        state, (warning,) = Checkpoints(workdir).restore_latest(states[4])
+    assert_same(state, states[2])
+    assert "kept as 4" in warning
+
+
 def test_without_a_checkpoint_there_is_no_state(tmp_path):
     assert Checkpoints(tmp_path).restore_latest(make_state()) == (None, [])
     assert list(tmp_path.iterdir()) == []
@@ -267,7 +276,7 @@ def test_a_damaged_file_is_told_or_does_no_harm(saved, tmp_path):
 @pytest.mark.slow
 def test_whatever_file_is_damaged_it_is_told_or_does_no_harm(saved, tmp_path, capsys):
     """Each file flipped in many places, truncated, emptied, deleted."""
-    every = list(damages(saved[0] / "checkpoints" / "4", flips=22))
+    every = list(damages(saved[0] / "checkpoints" / "4", flips=30))
     assert len(every) >= 500
     counts = tally(saved, tmp_path, every)
     with capsys.disabled():
