@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import shutil
 import threading
 import time
@@ -375,4 +376,5 @@ def _gather(value: int | bool) -> list[int]:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    first = (str(error).strip() or repr(error)).splitlines()[0]
+    return re.sub(r" \[\w+(\[\d+\])?='.*", "", first)  # a page of TensorStore's options
