@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import sys
 import time
 from importlib import metadata
@@ -84,9 +85,10 @@ def main(_):
     finally:
         show.end()
     step = int(state.step)
-    if signals.received is not None and step < config.training.steps:
-        print(f"stopped at step {step} and saved; the same command goes on from there")
-        sys.exit(128 + signals.received)
+    if step < config.training.steps:
+        by = "" if signals.asked() else " with another process"
+        print(f"stopped{by} at step {step} and saved; the same command goes on from there")
+        sys.exit(128 + (signals.received or signal.SIGTERM))
     print(f"done: step {step}, checkpoint in {workdir / 'checkpoints' / str(step)}")
 
 

@@ -36,7 +36,7 @@ from jax.experimental import serialize_executable
 
 from sleepnet import storage
 from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from sleepnet.training import held_out, loop
+from sleepnet.training import held_out, loop, newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS
 from sleepnet.training.program import Program
@@ -217,7 +217,7 @@ def differences(workdir, reference, log):
 def _differences(workdir, reference):
     if (workdir / METRICS).read_bytes() != (reference / METRICS).read_bytes():
         yield f"{METRICS} of {workdir}"
-    like = jax.eval_shape(lambda: loop.init_train_state(CONFIG.model, CONFIG.training))
+    like = newborn.shapes(CONFIG, mesh=None)
     states = []
     for folder in (workdir, reference):
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
