@@ -54,6 +54,7 @@ def main(_):
 
     from sleepnet.training import loop  # heavy: once the config is good
     from sleepnet.training import workdir as workdirs
+    from sleepnet.training.metrics import was_evaluated
 
     cache = _use_compilation_cache(_CACHE.value)
     if jax.process_index() == 0:
@@ -85,7 +86,8 @@ def main(_):
     finally:
         show.end()
     step = int(state.step)
-    if step < config.training.steps:
+    lacks_evaluation = config.training.evaluate_every and not was_evaluated(workdir, step)
+    if step < config.training.steps or lacks_evaluation:
         by = "" if signals.asked() else " with another process"
         print(f"stopped{by} at step {step} and saved; the same command goes on from there")
         sys.exit(128 + (signals.received or signal.SIGTERM))

@@ -133,7 +133,8 @@ class _Run:
         self.watch.close()
         self.profile.close()
         self.writer.close()
-        self.checkpoints.close()
+        if self.votes.alone:  # others may be elsewhere; where all end together, all is saved
+            self.checkpoints.close()
 
     def to_the_end(self) -> TrainState:
         """Until all steps are done or a process is asked to stop; back over bad steps."""
@@ -253,8 +254,8 @@ class _Run:
         self.checkpoints.discard_after(to)  # first: they would be resumed without the rollback
         self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm), write=self.leads)
         self.tell(
-            f"step {bad.step}: {guard.fault(bad.values)}, on batch {batch}; going back to step {to}, "
-            f"and on with batch {batch + 1}"
+            f"step {bad.step}: {guard.fault(bad.values)}, on batch {batch}; going back to step "
+            f"{to}, and on with batch {batch + 1}"
         )
         state = self.restored()
         assert state is not None, "it was on disk a moment ago"
@@ -300,7 +301,7 @@ class _Run:
         self.enter("save", step)
 
         def write():
-            self.writer.sync()
+            self.sync_rows()
             self.checkpoints.save(state, metric=metric, wait=wait)
 
         if wait:  # whoever waits relies on it
@@ -308,6 +309,16 @@ class _Run:
             write()
         else:
             self.heed(write)
+
+    def sync_rows(self):
+        """Raises StorageError in all processes if the rows of the first are not on disk."""
+        error = None
+        try:
+            self.writer.sync()
+        except StorageError as refused:
+            error = refused
+        if self.votes.any(error is not None):
+            raise error or StorageError("the first process cannot write its metrics; see its log")
 
     def heed(self, write: Callable[[], None]):
         """Calls it; if it cannot write, the run stops or goes on by `training.on_save_error`."""
