@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import sys
 import time
 from importlib import metadata
@@ -56,6 +57,7 @@ def main(_):
 
     from sleepnet.training import loop  # heavy: once the config is good
     from sleepnet.training import workdir as workdirs
+    from sleepnet.training.metrics import was_evaluated
 
     cache = _use_compilation_cache(_CACHE.value)
     if jax.process_index() == 0:
@@ -87,9 +89,11 @@ def main(_):
     finally:
         show.end()
     step = int(state.step)
-    if signals.received is not None and step < config.training.steps:
-        print(f"stopped at step {step} and saved; the same command goes on from there")
-        sys.exit(128 + signals.received)
+    lacks_evaluation = config.training.evaluate_every and not was_evaluated(workdir, step)
+    if step < config.training.steps or lacks_evaluation:
+        by = "" if signals.asked() else " with another process"
+        print(f"stopped{by} at step {step} and saved; the same command goes on from there")
+        sys.exit(128 + (signals.received or signal.SIGTERM))
     print(f"done: step {step}, checkpoint in {workdir / 'checkpoints' / str(step)}")
 
 

@@ -9,7 +9,8 @@ of metrics must be those of the undisturbed run, bit for bit; and a new chain be
 were as many kills as asked. Some lives compile anew, so that XLA is killed at work, too. A step
 holds the sleeps of its windows, so that kills in "step" are kills in sleep.
 
-To begin a life cheaply, this process imports everything, asks for no device, and forks.
+To begin a life cheaply, this process imports everything, asks for no device, and forks; and most
+lives load the executables that the first one compiled, instead of tracing what is in XLA's cache.
 """
 
 import argparse
@@ -31,11 +32,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+from jax.experimental import serialize_executable
 
+from sleepnet import storage
 from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from sleepnet.training import loop
+from sleepnet.training import held_out, loop, newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS
+from sleepnet.training.program import Program
+from sleepnet.training.votes import STOP
 
 CONFIG = ExperimentConfig(
     model=ModelConfig(vocab_size=6, pattern="G", d_model=8, num_heads=1, window=4, passes=2),
@@ -45,17 +50,40 @@ CONFIG = ExperimentConfig(
         evaluate_examples=24, best_kept=1, spike_factor=100.0, spike_window=8,
     ),
 )  # fmt: skip
+METRICS_OF_STEP = ("loss", "accuracy", "grad_norm", "bad", "bad_so_far", "bad_in_a_row", STOP)
+RETURNED = {
+    "training step": lambda state, *_: (state, dict.fromkeys(METRICS_OF_STEP, 0)),
+    "held-out measurement": lambda *_: ((), dict.fromkeys(("nll", "right", "scored", STOP), 0)),
+}
 PHASES = ("restore", "save", "compile", "data", "step", "evaluate")
 MOMENTS = {"restore": 1, "compile": 1, "save": 4, "evaluate": 6}  # times that a phase is met: ..
 AT_MOST = 30  # of the others
-ANEW = 0.1  # share of lives that compile without the cache
+ANEW = 0.1  # share of lives that trace and compile all
 LIFE_SECONDS = 300  # a life that takes longer is stuck
+
+
+class Remembered(Program):
+    """A program that an earlier life has compiled, and kept in `folder`."""
+
+    folder: pathlib.Path
+
+    def _compile(self, arguments):
+        returned = jax.tree.structure(RETURNED[self._name](*arguments))
+        file = self.folder / f"{self._name}-{jax.process_index()}-of-{jax.process_count()}"
+        if file.exists():
+            taken = jax.tree.structure((arguments, {}))
+            return serialize_executable.deserialize_and_load(file.read_bytes(), taken, returned)
+        compiled = super()._compile(arguments)
+        executable, _, tree = serialize_executable.serialize(compiled)
+        assert tree == returned, "RETURNED is out of date"
+        storage.write_atomic(file, executable)
+        return compiled
 
 
 class Life:
     """Forked processes that train in a workdir, and tell of their phases."""
 
-    def __init__(self, workdir, processes, cache, log):
+    def __init__(self, workdir, processes, cache, log, anew=False):
         self.processes, self.phase = {}, None
         port = _free_port() if processes > 1 else None
         reader, writer = os.pipe()
@@ -63,7 +91,7 @@ class Life:
             pid = os.fork()
             if pid == 0:
                 os.close(reader)
-                _live(workdir, index, processes, port, cache, log, writer)
+                _live(workdir, index, processes, port, cache, log, writer, anew)
             self.processes[index] = pid
         os.close(writer)
         self._phases = os.fdopen(reader)
@@ -93,15 +121,20 @@ class Life:
         return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.processes.values()]
 
 
-def _live(workdir, index, processes, port, cache, log, phases):
+def _live(workdir, index, processes, port, cache, log, phases, anew):
     """The whole life of a forked process."""
     code = 1
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if cache.exists():  # what XLA's cache has given cannot be serialized whole
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if not anew:
+            cache.mkdir(exist_ok=True)
+            Remembered.folder = cache
+            loop.Program = held_out.Program = Remembered
         if processes > 1:
             jax.distributed.initialize(f"127.0.0.1:{port}", processes, index)
 
@@ -139,13 +172,14 @@ def killed_once(workdir, processes, cache, log, seconds, dice):
     """One life; the phase in which it was killed, or None if it reached the end before."""
     target = dice.choice(PHASES)
     meeting = dice.randint(1, MOMENTS.get(target, AT_MOST))
-    delay = dice.uniform(0, 1.2 * seconds.get(target, 0.1))
+    # A life that resumes is quicker than the first one: early moments come more often.
+    delay = 1.2 * seconds[target] * dice.random() ** 2
     victims = range(processes) if dice.random() < 0.5 else [dice.randrange(processes)]
     anew = dice.random() < ANEW
     if anew:
         cache = pathlib.Path(tempfile.mkdtemp(dir=workdir.parent))
         target, meeting, delay = "compile", 1, dice.uniform(0, 4.0)
-    life = Life(workdir, processes, cache, log)
+    life = Life(workdir, processes, cache, log, anew)
     signal.alarm(LIFE_SECONDS)
     for phase in life.phases():
         meeting -= phase == target
@@ -184,7 +218,7 @@ def differences(workdir, reference, log):
 def _differences(workdir, reference):
     if (workdir / METRICS).read_bytes() != (reference / METRICS).read_bytes():
         yield f"{METRICS} of {workdir}"
-    like = jax.eval_shape(lambda: loop.init_train_state(CONFIG.model, CONFIG.training))
+    like = newborn.shapes(CONFIG, mesh=None)
     states = []
     for folder in (workdir, reference):
         with contextlib.closing(Checkpoints(folder)) as checkpoints:

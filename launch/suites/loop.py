@@ -34,9 +34,9 @@ def run(options: Options) -> dict:
 
 
 def _row(passes, rounds) -> dict:
-    values = depo_small.get_config()
-    values.model.update(passes=passes)
-    config = dataclasses.replace(cli.experiment_config(values), mesh=MeshConfig(data=1))
+    config = cli.experiment_config(depo_small.get_config())
+    model = dataclasses.replace(config.model, passes=passes)
+    config = dataclasses.replace(config, model=model, mesh=MeshConfig(data=1))
     every = config.training.checkpoint_every
     # Turns begin in the middle between two checkpoints: each round has all the work of one.
     first, last = every // 2 + 1, every // 2 + 1 + rounds * every

@@ -6,8 +6,12 @@ save that failed is never listed and never in the way of the next.
 """
 
 import concurrent.futures
+import contextlib
+import dataclasses
+import json
 import math
 import pathlib
+import re
 import shutil
 import threading
 import time
@@ -25,6 +29,7 @@ from sleepnet.training.step import TrainState
 FOLDER = "checkpoints"
 # What a checkpoint consists of: parameters can be read without the rest.
 PARAMS, REST, RECORD = "params", "rest", "record"
+IN_PARAMS = f".{PARAMS}"  # how their paths begin in a state
 RECORD_FILE = "data.json"  # where JsonHandler writes
 UNFINISHED, LEAVING = ".orbax-checkpoint-tmp", ".leaving-"
 # How a save stands, or a restore ended, on one process.
@@ -51,7 +56,7 @@ class Checkpoints:
         self._kept = kept
         self._keep_best = keep_best
         self._metrics: dict[int, float | None] = {}
-        self._saving: concurrent.futures.Future | None = None
+        self._saving: concurrent.futures.Future[SaveError | None] | None = None
 
     @staticmethod
     def exist(workdir: pathlib.Path) -> bool:
@@ -80,7 +85,7 @@ class Checkpoints:
         """
         earlier = self._outcome(wait=True)
         step = int(state.step)
-        if step not in self.steps():
+        if not _gather(step in self.steps())[0]:
             self._begin(state, step, metric)
         if earlier is not None:
             raise earlier
@@ -123,19 +128,21 @@ class Checkpoints:
         Raises:
           StorageError: a checkpoint that is damaged, or of another model.
         """
-        items, digests = self._read(step, {PARAMS: like.params, REST: like.replace(params=None)})
-        state = items[REST].replace(params=items[PARAMS])
+        items, digests = self._read(step, {PARAMS: like.params, REST: _rest(like)})
+        state = dataclasses.replace(items[REST], params=items[PARAMS])
         storage.verify(state, digests, self._source(step))
         return state
 
     def restore_params(self, like: Any, step: int) -> Any:
         """The parameters of one step alone, verified; as `restore`."""
         items, digests = self._read(step, {PARAMS: like})
-        state = TrainState(step=None, params=items[PARAMS], opt_state=None, recent=None)
-        prefix = jax.tree_util.keystr((jax.tree_util.GetAttrKey(PARAMS),))
-        expected = {path: value for path, value in digests.items() if path.startswith(prefix)}
-        storage.verify(state, expected, self._source(step))
-        return state.params
+        expected = {
+            path.removeprefix(IN_PARAMS): digest
+            for path, digest in digests.items()
+            if path.startswith(IN_PARAMS)
+        }
+        storage.verify(items[PARAMS], expected, self._source(step))
+        return items[PARAMS]
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState | None, list[str]]:
         """The newest state that is whole, and a warning for each newer one that was not.
@@ -172,14 +179,12 @@ class Checkpoints:
     def _begin(self, state, step, metric):
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
         record = {"step": step, "metric": metric, "digests": storage.digests(state)}
-        items = {PARAMS: state.params, REST: state.replace(params=None)}
+        items = {PARAMS: state.params, REST: _rest(state)}
         try:
-            if jax.process_index() == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._sweep()
+            self._prepare()
             with _context():
                 writing = ocp.save_checkpointables_async(
-                    self.path(step), {**items, RECORD: storage.seal(record)}
+                    str(self.path(step)), {**items, RECORD: storage.seal(record)}
                 )
         except Exception as error:  # Orbax raises a dozen kinds
             raise self._save_error(step, error) from error
@@ -190,18 +195,31 @@ class Checkpoints:
             target=self._finish, args=(step, writing, self._saving), daemon=True
         ).start()
 
+    def _prepare(self):
+        """Makes the folder and clears it of leftovers; raises on all processes, or on none."""
+        error = None
+        if jax.process_index() == 0:
+            try:
+                storage.prepare_folder(self.folder)
+                self._sweep()
+            except storage.StorageError as failure:
+                error = failure
+        if FAILED in _gather(FAILED if error else FINE):
+            raise error or storage.StorageError("process 0 failed, and its log tells why")
+
     def _finish(self, step, writing, done):
         """Waits, in the background, until a checkpoint is whole; then lets older ones go."""
         try:
             writing.result()
-            if jax.process_index() == 0:
-                self._let_go()
         except Exception as error:
             if jax.process_index() == 0:  # the disk may be full because of it
                 shutil.rmtree(f"{self.path(step)}{UNFINISHED}", ignore_errors=True)
-            done.set_exception(self._save_error(step, error))
-        else:
-            done.set_result(None)
+            done.set_result(self._save_error(step, error))
+            return
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):  # what cannot go stays until the next time
+                self._let_go()
+        done.set_result(None)
 
     def _outcome(self, wait: bool) -> SaveError | None:
         """How the save in the background ended; None as well while it goes on."""
@@ -209,7 +227,7 @@ class Checkpoints:
             return self._agreed_outcome()
         if self._saving is None or not (wait or self._saving.done()):
             return None
-        error = self._saving.exception()
+        error = self._saving.result()
         if jax.process_count() == 1:
             self._saving = None
         return error
@@ -236,19 +254,19 @@ class Checkpoints:
             return FINE
         if not self._saving.done():
             return UNDER_WAY
-        return FAILED if self._saving.exception() else FINE
+        return FAILED if self._saving.result() else FINE
 
     def _save_error(self, step, error) -> SaveError:
-        return SaveError(
-            f"checkpoint {self.path(step)} could not be saved: {_reason(error)}. "
-            f"Earlier checkpoints are whole: {self.steps()}"
-        )
+        message = f"checkpoint {self.path(step)} could not be saved: {_reason(error)}"
+        with contextlib.suppress(OSError):  # nothing may keep a failure from being told
+            message += f". Earlier checkpoints are whole: {self.steps()}"
+        return SaveError(message)
 
     def _let_go(self):
         """Deletes checkpoints that are neither among the newest nor among the best."""
-        steps = self.steps()
         if self._kept is None:
             return
+        steps = self.steps()
         stay = set(steps[-self._kept :])
         if self._keep_best:
             rated = [(self._metric(step), step) for step in steps]
@@ -266,7 +284,7 @@ class Checkpoints:
         if step not in self._metrics:
             try:
                 self._metrics[step] = self._record(step)["metric"]
-            except storage.StorageError:
+            except (OSError, ValueError, storage.StorageError):
                 self._metrics[step] = None
         return self._metrics[step]
 
@@ -279,7 +297,7 @@ class Checkpoints:
     # Reading.
 
     def _record(self, step) -> dict[str, Any]:
-        sealed = storage.read_json(self.path(step) / RECORD / RECORD_FILE)
+        sealed = json.loads((self.path(step) / RECORD / RECORD_FILE).read_text())
         return storage.unseal(sealed, self._source(step))
 
     def _read(self, step, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -293,7 +311,7 @@ class Checkpoints:
             digests = self._record(step)["digests"]
             mine = jax.process_index()
             with _context(primary_host=mine, active_processes={mine}):
-                items = ocp.load_checkpointables(self.path(step), jax.tree.map(_shape, like))
+                items = ocp.load_checkpointables(str(self.path(step)), jax.tree.map(_shape, like))
         except (MemoryError, PermissionError) as refusal:
             error = refusal  # says nothing of the checkpoint
         except storage.StorageError as damage:
@@ -335,7 +353,10 @@ class Checkpoints:
             aside = self.folder.parent / f"damaged-checkpoint-{step}-{number}"
         _gather(FINE)  # all have found the same name
         if jax.process_index() == 0:
-            self.path(step).rename(aside)
+            try:
+                self.path(step).rename(aside)
+            except OSError:  # nothing can be written here: it is as safe where it is
+                return self.path(step)
         return aside
 
 
@@ -350,12 +371,16 @@ def _context(*, primary_host: int = 0, active_processes=None) -> ocp.Context:
     return context
 
 
+def _rest(state: TrainState) -> TrainState:
+    return dataclasses.replace(state, params=None)
+
+
 def _shape(leaf) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jnp.zeros(()).sharding
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _gather(value: int) -> list[int]:
+def _gather(value: int | bool) -> list[int]:
     """A small number of each process, in all of them."""
     if jax.process_count() == 1:
         return [value]
@@ -363,4 +388,5 @@ def _gather(value: int) -> list[int]:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    first = (str(error).strip() or repr(error)).splitlines()[0]
+    return re.sub(r" \[\w+(\[\d+\])?='.*", "", first)  # a page of TensorStore's options

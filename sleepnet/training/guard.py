@@ -1,5 +1,7 @@
 """Which steps are bad: judged inside the compiled step, so that a resumed run judges alike."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -23,8 +25,11 @@ class Recent:
 
 def no_steps(training: TrainingConfig) -> Recent:
     """Before the first step."""
-    none_N = jnp.full(training.spike_window, jnp.inf, jnp.float32)
-    return Recent(none_N, none_N, jnp.int32(0), jnp.int32(0))
+
+    def none_N():  # an array each: they are donated
+        return jnp.full(training.spike_window, jnp.inf, jnp.float32)
+
+    return Recent(none_N(), none_N(), jnp.int32(0), jnp.int32(0))
 
 
 def judge(recent: Recent, loss, grad_norm, spike_factor: float) -> tuple[jax.Array, Recent]:
@@ -52,3 +57,11 @@ def judge(recent: Recent, loss, grad_norm, spike_factor: float) -> tuple[jax.Arr
 def keep_where(bad, old, new):
     """The tree `old` where the step is bad, else `new`."""
     return jax.tree.map(lambda a, b: jnp.where(bad, a, b), old, new)
+
+
+def fault(metrics) -> str:
+    """What is bad about a step with these metrics, as numbers."""
+    for key in ("loss", "grad_norm"):
+        if not math.isfinite(metrics[key]):
+            return f"{key} is {metrics[key]}"
+    return f"loss {metrics['loss']:.3g} or grad_norm {metrics['grad_norm']:.3g} is a spike"

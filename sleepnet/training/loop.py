@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from sleepnet import sharding, tasks
 from sleepnet.config import ExperimentConfig
 from sleepnet.sharding import make_mesh
 from sleepnet.storage import StorageError
+from sleepnet.training import guard, newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.clock import Clock
 from sleepnet.training.held_out import ACCURACY, HeldOut
@@ -21,7 +21,7 @@ from sleepnet.training.pace import Pace
 from sleepnet.training.profile import Profile
 from sleepnet.training.program import Program, peak_memory
 from sleepnet.training.rollbacks import Rollback, Rollbacks
-from sleepnet.training.step import TrainState, init_train_state, make_train_step
+from sleepnet.training.step import TrainState, make_train_step
 from sleepnet.training.votes import STOP, Votes, with_votes
 from sleepnet.training.watch import Watch
 from sleepnet.training.workdir import claim_workdir
@@ -133,14 +133,15 @@ class _Run:
         self.watch.close()
         self.profile.close()
         self.writer.close()
-        self.checkpoints.close()
+        if self.votes.alone:  # others may be elsewhere; where all end together, all is saved
+            self.checkpoints.close()
 
     def to_the_end(self) -> TrainState:
         """Until all steps are done or a process is asked to stop; back over bad steps."""
         self.enter("restore", 0)
         state = self.restored()
         if state is None:
-            state = _init(self.config, self.mesh)()
+            state = newborn.init(self.config, self.mesh)()
             self.save(state, 0, wait=True)
         else:
             self.tell(f"resuming from step {int(state.step)}")
@@ -155,13 +156,7 @@ class _Run:
 
     def restored(self) -> TrainState | None:
         """The last good checkpoint, with a notice for each that is not; metrics end with it."""
-        like = jax.eval_shape(_init(self.config, self.mesh))
-        if self.mesh is not None:
-            places = sharding.of_state(self.mesh, like)
-            like = jax.tree.map(
-                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-                like, places,
-            )  # fmt: skip
+        like = newborn.shapes(self.config, self.mesh)
         state, warnings = self.checkpoints.restore_latest(like)
         for warning in warnings:
             self.tell(warning)
@@ -225,7 +220,7 @@ class _Run:
 
     def bad_step(self, step: int, values):
         """Returns if the step was skipped."""
-        found = f"{_fault(values)}, on batch {self.rollbacks.batch_of(step)}"
+        found = f"{guard.fault(values)}, on batch {self.rollbacks.batch_of(step)}"
         policy = self.training.on_bad_step
         if policy == "skip" and values["bad_in_a_row"] <= self.training.skips_in_a_row:
             self.tell(f"step {step}: {found}; its update is left out")
@@ -259,8 +254,8 @@ class _Run:
         self.checkpoints.discard_after(to)  # first: they would be resumed without the rollback
         self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm), write=self.leads)
         self.tell(
-            f"step {bad.step}: {_fault(bad.values)}, on batch {batch}; going back to step {to}, "
-            f"and on with batch {batch + 1}"
+            f"step {bad.step}: {guard.fault(bad.values)}, on batch {batch}; going back to step "
+            f"{to}, and on with batch {batch + 1}"
         )
         state = self.restored()
         assert state is not None, "it was on disk a moment ago"
@@ -306,7 +301,7 @@ class _Run:
         self.enter("save", step)
 
         def write():
-            self.writer.sync()
+            self.sync_rows()
             self.checkpoints.save(state, metric=metric, wait=wait)
 
         if wait:  # whoever waits relies on it
@@ -314,6 +309,16 @@ class _Run:
             write()
         else:
             self.heed(write)
+
+    def sync_rows(self):
+        """Raises StorageError in all processes if the rows of the first are not on disk."""
+        error = None
+        try:
+            self.writer.sync()
+        except StorageError as refused:
+            error = refused
+        if self.votes.any(error is not None):
+            raise error or StorageError("the first process cannot write its metrics; see its log")
 
     def heed(self, write: Callable[[], None]):
         """Calls it; if it cannot write, the run stops or goes on by `training.on_save_error`."""
@@ -355,22 +360,3 @@ class _Run:
                 self.task, "train", size, first_batch=first, num_batches=count, rows=rows
             ):
                 yield batch if self.mesh is None else sharding.place_batch(self.mesh, batch, size)
-
-
-def _init(config: ExperimentConfig, mesh) -> Callable[[], TrainState]:
-    """Makes the state before the first step, each device its own part."""
-
-    def init():
-        return init_train_state(config.model, config.training)
-
-    if mesh is None:
-        return jax.jit(init)
-    return jax.jit(init, out_shardings=sharding.of_state(mesh, jax.eval_shape(init)))
-
-
-def _fault(values) -> str:
-    """What is bad about a step."""
-    for key in ("loss", "grad_norm"):
-        if not math.isfinite(values[key]):
-            return f"{key} is {values[key]}"
-    return f"loss {values['loss']:.3g} or grad_norm {values['grad_norm']:.3g} is a spike"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from sleepnet import sharding
 
@@ -24,6 +25,10 @@ class Votes:
     def ballots(self) -> jax.Array:
         """One for each device, to be summed in the program that runs next."""
         return self._yes if self._asked else self._no
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in some process; all must ask, and wait for each other."""
+        return here if self.alone else bool(multihost_utils.process_allgather(np.array(here)).any())
 
     def asked(self) -> bool:
         """Whether to stop now, as far as this process may decide it: only if it is alone."""

@@ -1,5 +1,7 @@
 """Signals are heard in every phase: the program ends with 128 + signal, and nothing is lost."""
 
+import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -109,6 +111,29 @@ def test_training_leaves_a_checkpoint_within_the_grace_time(phase, number, tmp_p
         assert step == 0 and "ended at once" in errors
     else:
         assert step >= 1 and f"stopped at step {step} and saved" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_one_process_that_is_signalled_stops_all_at_one_step(process, tmp_path):
+    """Two processes of one run; the signal comes to either alone."""
+    program = start(
+        "-m", "launch.local_processes", "--processes=2", "--", sys.executable,
+        "-m", "launch.train", *[x for x in TRAIN if "mesh" not in x],
+        f"--workdir={tmp_path / 'run'}",
+        f"--compilation_cache={ROOT / '.pytest_cache' / 'signals'}",
+    )  # fmt: skip
+    for line in program.stdout:  # notices and rows of both
+        if "step 1/" in line:
+            break
+    beat = tmp_path / "run" / "heartbeats" / f"{process}.json"
+    wait_for(beat, program)
+    os.kill(json.loads(beat.read_text())["pid"], signal.SIGUSR1)
+    output, errors = program.communicate(timeout=2 * GRACE)
+    _, step = load_params(tmp_path / "run")
+    assert f"[{process}] stopped at step {step} and saved" in output, errors
+    assert f"[{1 - process}] stopped with another process at step {step} and saved" in output
+    assert program.returncode in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 
 
 @pytest.mark.slow

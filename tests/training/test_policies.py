@@ -17,7 +17,7 @@ from sleepnet.config import (
     TrainingConfig,
 )
 from sleepnet.storage import StorageError
-from sleepnet.training import guard, loop
+from sleepnet.training import guard, loop, newborn
 from sleepnet.training.metrics import METRICS, MetricsWriter, read_metrics, read_rows
 from sleepnet.training.rollbacks import Rollbacks
 from sleepnet.training.step import TrainState
@@ -62,7 +62,7 @@ def cheap(monkeypatch):
             return step
 
         monkeypatch.setattr(loop, "make_train_step", make)
-        monkeypatch.setattr(loop, "init_train_state", few_parameters)
+        monkeypatch.setattr(newborn, "init_train_state", few_parameters)
 
     return use
 

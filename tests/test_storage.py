@@ -1,0 +1,127 @@
+"""A digest tells any change of an array, and nothing else: not where or how it is held."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sleepnet import storage
+
+SHAPES = [(), (1,), (0,), (0, 4), (24,), (8, 3), (2, 8, 5)]
+DTYPES = [np.float32, ml_dtypes.bfloat16, np.int32, np.uint32, np.int8, np.bool_]
+
+
+def array_of(dtype, shape, seed=0):
+    words = np.random.default_rng(seed).integers(0, 2**15, shape)
+    return np.asarray(words % 2 if dtype == np.bool_ else words).astype(dtype)
+
+
+def by_the_definition(array):
+    """Word by word, in integers without bounds."""
+    factors = (0x7FEB352D, 0x846CA68B, 0x9E3779B1, 0x85EBCA6B)
+
+    def mix(x, lane):
+        x = ((x ^ (x >> 16)) * factors[lane]) % 2**32
+        x = ((x ^ (x >> 15)) * factors[lane - 1]) % 2**32
+        return x ^ (x >> 16)
+
+    size = array.dtype.itemsize
+    data = np.ascontiguousarray(array).tobytes()
+    size, data = (
+        min(size, 4),
+        [data[i : i + min(size, 4)] for i in range(0, len(data), min(size, 4))],
+    )
+    sums = [0] * 4
+    for i, word in enumerate(data):
+        for lane in range(4):
+            key = mix(i % 2**32, 0) * factors[lane] % 2**32
+            sums[lane] += mix(int.from_bytes(word, "little") ^ key, lane)
+    return "".join(f"{total % 2**32:08x}" for total in sums)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_a_digest_is_its_definition_on_numpy_and_on_jax(dtype):
+    for shape in SHAPES if dtype == np.float32 else [(), (8, 3)]:
+        array = array_of(dtype, shape)
+        (digest,) = storage.digests(array).values()
+        name = f"{np.dtype(dtype).name}[{','.join(map(str, shape))}]:"
+        assert digest == name + by_the_definition(array)
+        assert storage.digests(jnp.asarray(array)) == {"": digest}
+
+
+def test_a_digest_of_64_bit_numpy_arrays_has_every_bit():
+    array = np.arange(6, dtype=np.int64).reshape(2, 3)
+    (digest,) = storage.digests(array).values()
+    assert digest == "int64[2,3]:" + by_the_definition(array)
+    array[1, 2] ^= 1 << 62
+    assert storage.digests(array) != {"": digest}
+
+
+@pytest.mark.parametrize("spec", [(), ("b", "a"), (("a", "b"),), (None, "b")], ids=str)
+def test_a_digest_does_not_depend_on_the_devices(spec):
+    """One device, or eight in any arrangement, copies among them."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"))
+    array = array_of(np.float32, (8, 8, 3))
+    spread = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+    assert storage.digests(spread) == storage.digests(array)
+
+
+def test_a_digest_is_taken_where_the_pieces_lie(monkeypatch):
+    """No array is put together: not even to be looked at from the host."""
+    mesh = jax.make_mesh((8,), ("a",))
+    whole = NamedSharding(mesh, PartitionSpec("a"))
+    array = jax.device_put(jnp.ones((4096, 256)), whole)
+    sizes = []
+    fetch = np.asarray
+    monkeypatch.setattr(np, "asarray", lambda x, *rest: sizes.append(np.size(x)) or fetch(x, *rest))
+    storage.digests(array)
+    assert max(sizes) < 256
+
+
+def test_every_single_flipped_bit_changes_every_lane():
+    """A changed word is seen for certain, not with some probability."""
+    array = array_of(np.float32, (5, 3))
+    (digest,) = storage.digests(array).values()
+    lanes = digest.split(":")[1]
+    for place in range(array.size):
+        for bit in range(32):
+            other = array.copy()
+            other.reshape(-1).view(np.uint32)[place] ^= np.uint32(1 << bit)
+            (changed,) = storage.digests(other).values()
+            changed = changed.split(":")[1]
+            assert all(changed[i : i + 8] != lanes[i : i + 8] for i in range(0, 32, 8))
+
+
+def test_moved_swapped_and_negated_values_are_told():
+    array = np.arange(1, 65, dtype=np.float32).reshape(8, 8)
+    others = [
+        array.T, -array, np.roll(array, 1), array[::-1], np.zeros_like(array),
+        array.reshape(4, 16), array.astype(np.int32), array.view(np.int32),
+    ]  # fmt: skip
+    digests = [storage.digests(np.ascontiguousarray(other))[""] for other in [array, *others]]
+    assert len(set(digests)) == len(digests)
+
+
+def test_verify_names_the_array():
+    tree = {"a": np.zeros(3, np.float32), "b": jnp.ones(2)}
+    expected = storage.digests(tree)
+    storage.verify(tree, expected, "mind")
+    with pytest.raises(storage.StorageError, match=r"mind: array \['b'\] is damaged"):
+        storage.verify(tree | {"b": jnp.zeros(2)}, expected, "mind")
+    with pytest.raises(storage.StorageError, match=r"mind: array \['b'\] is missing"):
+        storage.verify({"a": tree["a"]}, expected, "mind")
+    with pytest.raises(storage.StorageError, match=r"mind: array \['c'\] was never stored"):
+        storage.verify(tree | {"c": tree["a"]}, expected, "mind")
+
+
+def test_a_seal_protects_the_digests_themselves():
+    sealed = storage.seal({"digests": storage.digests({"a": np.zeros(3)}), "step": 3})
+    assert storage.unseal(sealed, "mind")["step"] == 3
+    for broken in (
+        None, [], {}, {"record": sealed["record"]}, sealed | {"seal": ""},
+        sealed | {"record": sealed["record"] | {"step": 4}},
+    ):  # fmt: skip
+        with pytest.raises(storage.StorageError, match="mind: the record of its arrays is damaged"):
+            storage.unseal(broken, "mind")
