@@ -11,10 +11,10 @@ A document is the docstrings of one module; one module in ten is held out. Rows 
 
 Cost: 1.0M bytes read, two thirds of an epoch; on one CPU core (NPROC=1,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1) 2 minutes of its time at N = 4, 1 at N = 1, compilation
-included. Rows are 99.4% full. Expect on 256 held-out rows, one seed, Python 3.11.7: N = 1 1.890 nats
-per byte [1.846, 1.935], 2.727 bits; N = 4 1.895 [1.851, 1.939], 2.734 bits. So short a training
-shows no use of sleep on this text: the fourth window of a document is no easier than the first
-(1.90 and 1.87 nats at N = 1, 1.92 and 1.87 at N = 4). It shows that text goes through.
+included. Rows are 99.4% full. Expect on 256 held-out rows, one seed, Python 3.11.7: at N = 1 1.890
+nats per byte [1.846, 1.935], 2.727 bits; at N = 4 1.895 [1.851, 1.939], 2.734 bits. So short a
+training shows no use of sleep on this text: the fourth window of a document is no easier than the
+first (1.90 and 1.87 nats at N = 1, 1.92 and 1.87 at N = 4). It shows that text goes through.
 """
 
 from experiments.defaults import experiment
