@@ -36,7 +36,8 @@ def whole(params: Any) -> Any:
     def gather(leaf):
         if not isinstance(leaf, Part):
             return leaf
-        here = leaf.here.astype(leaf.dtype)
+        # Else XLA for TPU sums a loop's gradients whole, and scatters them behind it.
+        here = lax.optimization_barrier(leaf.here).astype(leaf.dtype)
         axis = here.ndim + leaf.axis
         return checkpoint_name(lax.all_gather(here, leaf.mesh_axis, axis=axis, tiled=True), WHOLE)
 

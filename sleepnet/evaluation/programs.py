@@ -1,125 +1,182 @@
-"""What a compiled program does, read from its text: products and collectives, per device.
+"""What a compiled program does, read from its text: products, memory and exchange, per device.
 
 The body of a loop counts as often as it runs; XLA's own count (`cost_analysis`) takes it once.
 """
 
 import functools
+import itertools
 import math
 import re
+from typing import NamedTuple
 
-_DTYPE_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
-_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-_INSTRUCTION = re.compile(rf"(?:ROOT )?%?([\w.-]+) = (\(?{_SHAPE.pattern}.*?) ([\w-]+)\(")
-_COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+from sleepnet.evaluation.hlo import COLLECTIVES, Array, Instruction, Module
+from sleepnet.evaluation.traffic import hbm_bytes
 
-
-def _dimensions(text):
-    return [int(n) for n in text.split(",") if n]
+# Passes of the bfloat16 matrix unit of a TPU that a float32 product takes, by its precision.
+MATRIX_PASSES = {"highest": 6, "high": 3}
 
 
-def _found(pattern, line):
-    match = re.search(pattern, line)
-    if match is None:
-        raise ValueError(f"cannot read this line of the program: {line}")
-    return match[1]
+class Exchange(NamedTuple):
+    """One collective of a program.
 
+    kind: such as "all-gather".
+    size: bytes of its result on one device.
+    group: devices that take part with each other.
+    times: how often it runs.
+    """
 
-def _result_bytes(operation, text, line):
-    sizes = []
-    for dtype, dimensions in _SHAPE.findall(text):
-        if dtype not in _DTYPE_BYTES:
-            raise ValueError(f"cannot read the dtype {dtype} in this line of the program: {line}")
-        sizes.append(_DTYPE_BYTES[dtype] * math.prod(_dimensions(dimensions)))
-    if operation in ("all-gather-start", "collective-permute-start"):
-        # The operand, the result, and for some the scalars of a context.
-        arrays = [size for size in sizes if size > 4] or sizes
-        if len(arrays) > 2:
-            raise ValueError(f"cannot read this line of the program: {line}")
-        return arrays[-1]
-    return sum(sizes)
+    kind: str
+    size: int
+    group: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends, all times, where the group is a ring."""
+        share = (self.group - 1) / self.group
+        of_result = {
+            "all-gather": share,
+            "all-to-all": share,
+            "reduce-scatter": self.group - 1,
+            "all-reduce": 2 * share,
+            "collective-permute": 1,
+        }[self.kind]
+        return of_result * self.size * self.times
 
 
 class Program:
     """Of a compiled function, such as `jax.jit(f).lower(...).compile()`."""
 
     def __init__(self, compiled):
-        self.computations, name = {}, None
-        for line in compiled.as_text().splitlines():
-            header = re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)
-            if header and not line.startswith(" "):
-                name = header[2]
-                self.computations[name] = []
-                self.entry = name if header[1] else getattr(self, "entry", None)
-            elif name and line.startswith("  "):
-                self.computations[name].append(line.strip())
+        self.module = Module(compiled.as_text())
 
     @functools.cached_property
     def dot_flops(self) -> int:
         """Of all products of matrices that XLA did not hand to a library or a kernel."""
-        return sum(trips * self._dot_flops(name) for name, trips in self._visits(self.entry))
+        return round(sum(flops for flops, _ in self._products()))
+
+    @functools.cached_property
+    def matrix_unit_flops(self) -> int:
+        """The same, each times the bfloat16 passes that its precision takes on a TPU."""
+        return round(sum(flops * passes for flops, passes in self._products()))
+
+    @functools.cached_property
+    def hbm_bytes(self) -> int:
+        """Read and written by instructions outside fast memory; see `traffic`."""
+        return sum(
+            times * hbm_bytes(self.module, name) for name, times in self.module.scheduled_runs
+        )
 
     @functools.cached_property
     def collectives(self) -> list[tuple[str, int]]:
-        """(kind, bytes of the result) of every collective, as often as it runs.
+        """(kind, bytes of the result) of every collective, as often as it runs."""
+        return [(x.kind, x.size) for x in self.exchanges for _ in range(x.times)]
 
-        On TPU one that overlaps with products is written in each of the fusions that it spans:
-        its channel tells that it is the same.
+    @functools.cached_property
+    def exchanges(self) -> list[Exchange]:
+        """Every collective.
+
+        On TPU one that overlaps with products is written in each of the fusions that it spans: its
+        chain, or else its channel, tells that it is the same.
         """
         found, homes = [], {}
-        for name, trips in self._visits(self.entry):
-            for line in self.computations[name]:
-                match = _INSTRUCTION.match(line)
-                kind = re.sub("-start$", "", match[5]) if match else None
-                if match and kind in _COLLECTIVES:
-                    channel = _found(r"channel_id=(\d+)", line)
-                    size = _result_bytes(match[5], match[2], line)
-                    if homes.setdefault((kind, channel, size), name) == name:
-                        found += [(kind, size)] * trips
+        for name, times in self.module.runs:
+            for instruction in self.module.computations[name].values():
+                kind = re.sub("-start$", "", instruction.operation)
+                if kind not in COLLECTIVES:
+                    continue
+                size = sum(x.bytes for x in _received(instruction))
+                chain = re.search(r'(?:chain_id|async_collective_name)="([^"]*)"', instruction.line)
+                which = chain[0] if chain else instruction.attribute(r"channel_id=(\d+)")
+                if homes.setdefault((kind, which, size), name) == name:
+                    found.append(Exchange(kind, size, _group(instruction), times))
         return found
 
-    def _visits(self, name, trips=1):
-        """Every computation that runs, with how often."""
-        yield name, trips
-        for line in self.computations[name]:
-            if " conditional(" in line and not self._is_idle(line):
-                raise ValueError(f"cannot read how often each branch of it runs: {line}")
-            body = re.search(r"body=%?([\w.-]+)", line)
-            if body:
-                yield from self._visits(body[1], trips * self._trip_count(line))
-            for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", line):
-                yield from self._visits(called, trips)
+    def _products(self):
+        for name, times in self.module.runs:
+            for instruction in self.module.computations[name].values():
+                if instruction.operation in ("dot", "convolution"):
+                    left, right = self.module.operands(name, instruction)
+                    count = _dot_flops if instruction.operation == "dot" else _convolution_flops
+                    yield times * count(instruction, left, right), _passes(instruction, left, right)
 
-    def _is_idle(self, conditional):
-        """Whether no branch has anything to count."""
-        branches = _found(r"branch_computations={(.*?)}", conditional)
-        return not any(
-            match and re.sub("-start$", "", match[5]) in ("dot", *_COLLECTIVES)
-            for branch in re.findall(r"[\w.-]+", branches)
-            for name, _ in self._visits(branch)
-            for match in map(_INSTRUCTION.match, self.computations[name])
+
+def _received(instruction: Instruction) -> tuple[Array, ...]:
+    arrays: tuple[Array, ...] = instruction.results
+    if instruction.operation in ("all-gather-start", "collective-permute-start"):
+        # The operand, the result, and for some the scalars of a context.
+        arrays = tuple(x for x in arrays if x.bytes > 4) or arrays
+        if len(arrays) > 2:
+            raise ValueError(f"cannot read this line of the program: {instruction.line}")
+        return arrays[-1:]
+    return arrays
+
+
+def _group(instruction: Instruction) -> int:
+    """Devices of a group, from any of the forms in which XLA writes them."""
+    line = instruction.line
+    if instruction.operation.startswith("collective-permute"):
+        return 2
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    raise ValueError(f"cannot read the devices of this line of the program: {line}")
+
+
+def _passes(instruction: Instruction, left: Array, right: Array) -> int:
+    asked = re.search(r"operand_precision=\{(\w+),(\w+)\}", instruction.line)
+    if asked is None or "f32" not in (left.dtype, right.dtype):
+        return 1
+    return max(MATRIX_PASSES.get(precision, 1) for precision in asked.groups())
+
+
+def _dot_flops(instruction: Instruction, left: Array, right: Array) -> int:
+    del right
+    contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
+    depth = math.prod(left.shape[int(i)] for i in contracted.split(",") if i)
+    return 2 * math.prod(instruction.results[0].shape) * depth
+
+
+def _convolution_flops(instruction: Instruction, left: Array, right: Array) -> float:
+    """XLA for TPU writes every product as a convolution; batch axes become axes of its window."""
+    (out,) = instruction.results
+    labels = instruction.attribute(r"dim_labels=(\S+?)(?:,|$)")
+    left_labels, right_labels, out_labels = re.split("_|->", labels)
+    depth = right.shape[right_labels.index("i")]
+    windows = [_window(instruction.line, i) for i in range(len(left_labels) - 2)]
+    used = math.prod(
+        _share_used(
+            left.shape[left_labels.index(str(i))], right.shape[right_labels.index(str(i))],
+            out.shape[out_labels.index(str(i))], **window,
         )
+        for i, window in enumerate(windows)
+    )  # fmt: skip
+    return 2 * math.prod(out.shape) * depth * used
 
-    def _trip_count(self, loop):
-        known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop)
-        if known:
-            return int(known[1])
-        # XLA for TPU leaves the count to the condition: from zero up to a constant.
-        condition = "\n".join(self.computations[_found(r"condition=%?([\w.-]+)", loop)])
-        _found(r"ROOT .* compare\(.*direction=(LT)", condition)
-        constants = re.findall(r" s32\[\]\S* constant\((\d+)\)", condition)
-        if len(constants) != 1:
-            raise ValueError(f"cannot read this condition of a loop: {condition}")
-        return int(constants[0])
 
-    def _dot_flops(self, name):
-        shapes, flops = {}, 0
-        for line in self.computations[name]:
-            match = _INSTRUCTION.match(line)
-            if not match:
-                continue
-            shapes[match[1]] = _dimensions(match[4])
-            if match[5] == "dot":
-                lhs = shapes[_found(r" dot\([^%]*%?([\w.-]+)", line)]
-                contracted = _dimensions(_found(r"lhs_contracting_dims=\{([\d,]*)\}", line))
-                flops += 2 * math.prod(shapes[match[1]]) * math.prod(lhs[i] for i in contracted)
-        return flops
+def _window(line: str, axis: int) -> dict[str, int]:
+    """Stride, padding and dilations of one axis."""
+    match = re.search(r"window=\{(.*?)\}", line)
+    fields = dict(re.findall(r"(\w+)=(\S+)", match[1])) if match else {}
+    values = {name: text.split("x")[axis] for name, text in fields.items()}
+    return {
+        "stride": int(values.get("stride", 1)),
+        "before": int(values.get("pad", "0_0").split("_")[0]),
+        "left_dilation": int(values.get("lhs_dilate", 1)),
+        "right_dilation": int(values.get("rhs_dilate", 1)),
+    }
+
+
+@functools.cache
+def _share_used(left, right, out, *, stride, before, left_dilation, right_dilation) -> float:
+    """Per output, places of the kernel that meet an input: neither padding nor a gap."""
+    places = (
+        o * stride + k * right_dilation - before
+        for o, k in itertools.product(range(out), range(right))
+    )
+    met = sum(p % left_dilation == 0 and 0 <= p // left_dilation < left for p in places)
+    return met / out

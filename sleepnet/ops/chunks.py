@@ -22,15 +22,15 @@ OTHER_CHUNK_TOKENS, OTHER_GROUP_HEADS = 64, 2048
 NO_TRACE = -128.0
 
 
-def chunk_size(T: int) -> int:
-    """Tokens per chunk for a span of T on this platform, a power of two; T itself if short."""
-    most = CHUNK_TOKENS.get(jax.default_backend(), OTHER_CHUNK_TOKENS)
+def chunk_size(T: int, platform: str | None = None) -> int:
+    """Tokens per chunk for a span of T, a power of two; on this platform, if on no other."""
+    most = CHUNK_TOKENS.get(platform or jax.default_backend(), OTHER_CHUNK_TOKENS)
     return min(most, 1 << max(T - 1, 0).bit_length())
 
 
-def group_size(heads: int, length: int) -> int:
+def group_size(heads: int, length: int, platform: str | None = None) -> int:
     """How many of `length` chunks, of `heads` heads over all rows, are prepared at once."""
-    prepared = GROUP_HEADS.get(jax.default_backend(), OTHER_GROUP_HEADS)
+    prepared = GROUP_HEADS.get(platform or jax.default_backend(), OTHER_GROUP_HEADS)
     most = max(1, min(length, prepared // heads))
     return -(-length // -(-length // most))  # as many groups, evenly filled
 
