@@ -80,7 +80,7 @@ def digests(tree: Any) -> dict[str, str]:
     The same for NumPy and JAX arrays, however they are split over devices and processes: each
     device hashes what it holds. Of arrays that are spread over processes, all processes must ask
     at once. One changed word changes the hash for certain, any other change with probability
-    1 - 2**-128.
+    at least 1 - 2**-64.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     sums = np.zeros((len(leaves), LANES), np.uint32)
