@@ -390,9 +390,7 @@ class TrainingConfig:
     rollbacks: int = 3  # likewise
 
     on_save_error: str = "stop"  # when a disk is full, say: stop, or continue and try again
-    stall_seconds: float = (
-        600.0  # without a step, or any other sign of life, are reported; 0: never
-    )
+    stall_seconds: float = 600.0  # without a sign of life, such as a step, are told; 0: never
     stall_stops: bool = False  # the program then ends, for whoever starts it again
 
     def __post_init__(self):
