@@ -146,7 +146,7 @@ def test_an_evaluation_that_is_stopped_leaves_the_one_before(tmp_path):
     assert trained.returncode == 0 and load_config(workdir)
     write_atomic(workdir / "evaluation.json", "what was measured before")
     program = start("-m", "launch.evaluate", f"--workdir={workdir}", "--examples=1000000")
-    assert "accuracy with N" in program.stdout.readline()
+    assert "with N = " in program.stdout.readline()
     program.send_signal(signal.SIGTERM)
     program.communicate(timeout=GRACE)
     assert program.returncode == 128 + signal.SIGTERM
