@@ -4,7 +4,9 @@ the experiment has them, against the bare compiled step on one batch that lies o
 They take turns of 20 steps: the loop is held while the bare step runs, and both are waited for at
 the ends of their turns. Each round is one interval between checkpoints, 200 steps of each. "Loop /
 bare" is the throughput of the loop over that of the bare step, of all rounds together; p10 and p90
-are over rounds. On CPU it is at home on one core: NPROC=1 and
+are over rounds. "By CPU time" is the same by the processor seconds of all threads: on a busy
+machine it is the truer one, and a lower bound, since data and checkpoints are made by threads that
+may have a core of their own. On CPU it is at home on one core: NPROC=1 and
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as `make benchmark` sets.
 """
 
@@ -47,8 +49,9 @@ def _row(passes, rounds) -> dict:
             dataclasses.replace(config, training=training), pathlib.Path(workdir),
             on_phase=turns, should_stop=lambda: turns.ended,
         )  # fmt: skip
-    looped, bare = (
-        np.reshape(times, (rounds, every // TURN)).sum(1) for times in (turns.looped, turns.bare)
+    looped, bare, looped_cpu, bare_cpu = (
+        np.reshape(times, (rounds, every // TURN)).sum(1)
+        for times in (*zip(*turns.looped, strict=True), *zip(*turns.bare, strict=True))
     )
     low, high = np.quantile(bare / looped, (0.1, 0.9))
     task = tasks.make(config.task)
@@ -57,6 +60,7 @@ def _row(passes, rounds) -> dict:
         "N": passes, "rounds": rounds, "step ms, bare": 1e3 * bare.sum() / (rounds * every),
         "tokens/s, bare": tokens / bare.sum(), "tokens/s, loop": tokens / looped.sum(),
         "loop / bare": float(bare.sum() / looped.sum()), "p10": float(low), "p90": float(high),
+        "by CPU time": float(bare_cpu.sum() / looped_cpu.sum()),
     }  # fmt: skip
 
 
@@ -66,7 +70,7 @@ class _Turns:
     def __init__(self, bare_step, first, last):
         self.looped, self.bare, self.ended = [], [], False
         self._bare_step, self._first, self._last = bare_step, first, last
-        self._began = 0.0
+        self._began = _now()
 
     def __call__(self, phase: str, step: int):
         turns = phase == "data" and self._first <= step <= self._last
@@ -74,14 +78,19 @@ class _Turns:
             return
         jax.block_until_ready(jax.live_arrays())
         if step > self._first:
-            self.looped.append(time.perf_counter() - self._began)
-            began = time.perf_counter()
+            self.looped.append(_now() - self._began)
+            began = _now()
             for _ in range(TURN):
                 result = self._bare_step()
             jax.block_until_ready(result)
-            self.bare.append(time.perf_counter() - began)
+            self.bare.append(_now() - began)
         self.ended = step == self._last
-        self._began = time.perf_counter()
+        self._began = _now()
+
+
+def _now() -> np.ndarray:
+    """Seconds by the wall, and of the processor."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _bare_step(config):

@@ -193,3 +193,28 @@ def test_the_step_compiles_once_and_another_time_is_told():
     assert len(notices) == 1 and "the step compiled in" in notices[0]
     assert program(np.zeros(4, np.float32)).shape == (4,)
     assert "the step is compiled AGAIN" in notices[1] and "float32[4]" in notices[1]
+
+
+def test_over_a_mesh_the_rows_are_those_of_one_device_and_parameters_are_split(cheap, tmp_path):
+    """Also when one goes on where the other stopped: the mesh of a run is free to change."""
+    cheap()
+    one, two = config(), dataclasses.replace(config(), mesh=MeshConfig(data=1, fsdp=2))
+    loop.train(one, tmp_path / "one")
+    state = loop.train(two, tmp_path / "two")
+    parts = [part.data.shape for part in state.params["final_norm"].addressable_shards]
+    assert parts == [(4,), (4,)]
+    asked = []
+    loop.train(
+        two, tmp_path / "both", should_stop=lambda: bool(asked),
+        on_phase=lambda *where: asked.extend([True] * (where == ("step", 7))),
+    )  # fmt: skip
+    loop.train(one, tmp_path / "both")
+    for name in ("two", "both"):
+        assert (tmp_path / name / METRICS).read_bytes() == (tmp_path / "one" / METRICS).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_profile_of_some_steps_lies_in_the_workdir(cheap, tmp_path):
+    cheap()
+    loop.train(config(), tmp_path, profile_steps=(3, 5))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
