@@ -15,7 +15,6 @@ from sleepnet.config import (
     ModelConfig,
     TrainingConfig,
 )
-from sleepnet.evaluation.programs import Program
 from sleepnet.training.step import init_train_state, make_train_step
 
 TASK = DepoConfig(nodes=6, symbols=6, hops=3, queries=3, window=6)
@@ -93,23 +92,3 @@ def test_gradients_through_the_last_pass_are_those_of_one_device():
     expected, expected_metrics = trained(last)
     assert_agree(metrics, expected_metrics, tol=1e-5)
     assert_agree(state.params, expected.params, tol=GRADIENTS)
-
-
-def gathers(passes, k):
-    """All-gathers of a compiled step."""
-    model = dataclasses.replace(MODEL, pattern="AG", passes=passes, gradient_passes=k, unroll=True)
-    config = over(dict(data=1, fsdp=8), dataclasses.replace(CONFIG, model=model))
-    mesh = sharding.make_mesh(config, jax.devices())
-    step, state = steps_of(config, mesh)
-    batch = next(tasks.batches(tasks.make(TASK), "train", TRAINING.batch_size, num_batches=1))
-    batch = sharding.place_batch(mesh, batch, TRAINING.batch_size)
-    program = Program(step.lower(state, batch).compile())
-    return sum(kind == "all-gather" for kind, _ in program.collectives)
-
-
-@pytest.mark.slow
-def test_a_pass_that_no_gradient_reaches_gathers_its_parameters_once():
-    """On its way forward; one that gradients run through gathers them on the way back, too."""
-    once, twice = (gathers(4, k) - gathers(3, k) for k in (1, None))
-    assert 0 < once
-    assert twice == 2 * once
