@@ -175,6 +175,17 @@ def test_memory_of_kept_keys_grows_as_slowly():
     assert growth(dataclasses.replace(config, remat="none"), 4, 16) > 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "low", "high"), [(1, 1, 3), (None, 20, 1000)])
+def test_a_pass_that_no_gradient_reaches_keeps_a_map_of_each_fast_weight(k, low, high):
+    """From 3 to 11 passes, the gradient's memory grows by at most 3 times the bytes of the maps
+    (less than once would be to forget one), and by more than 20 times where gradients reach all."""
+    few, many = (
+        gradient_bytes(dataclasses.replace(LEAN, passes=N, gradient_passes=k), 2) for N in (3, 11)
+    )
+    assert low <= (many - few) / 8 / crossing_bytes(LEAN) <= high  # K = V
+
+
 def programs(config):
     """A wake, a sleep, and the gradient of a rollout through both."""
     state, tokens = sleepnet.init_state(config, 3), stream()[:, :2]
