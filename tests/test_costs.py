@@ -176,10 +176,10 @@ def test_memory_of_kept_keys_grows_as_slowly():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("k", "low", "high"), [(1, 0.5, 2), (None, 20, 1000)])
+@pytest.mark.parametrize(("k", "low", "high"), [(1, 1, 3), (None, 20, 1000)])
 def test_a_pass_that_no_gradient_reaches_keeps_a_map_of_each_fast_weight(k, low, high):
-    """From 3 to 11 passes, the gradient's memory grows by at most twice the bytes of the maps, and
-    by more than 20 times as much where gradients run through all."""
+    """From 3 to 11 passes, the gradient's memory grows by at most 3 times the bytes of the maps
+    (less than once would be to forget one), and by more than 20 times where gradients reach all."""
     few, many = (
         gradient_bytes(dataclasses.replace(LEAN, passes=N, gradient_passes=k), 2) for N in (3, 11)
     )
