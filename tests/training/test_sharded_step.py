@@ -88,7 +88,7 @@ def on_one_device(model=MODEL):
 
 
 # A step over eight virtual devices takes half a minute to compile.
-FAST = ("data 2 x fsdp 4", "data 4 x fsdp 2, gathered once")
+FAST = ("data 2 x fsdp 4",)
 CASES = [
     pytest.param(
         mesh, model, id=f"{name}, {size}",
@@ -211,12 +211,14 @@ def test_gathered_once_a_step_every_parameter_travels_once_there_and_back():
 
 
 @pytest.mark.slow
-def test_a_pass_that_no_gradient_reaches_gathers_its_parameters_once():
+def test_a_pass_that_no_gradient_reaches_gathers_its_matrices_once():
     """On its way forward; one that gradients run through gathers them on the way back, too."""
+    shape = re.compile(r"stablehlo\.all_gather.*-> tensor<(\d+)x\d+xf32>")
 
     def gathers(passes, k):
         chosen = dict(passes=passes, gradient_passes=k, unroll=True)
-        return lowered_step((("fsdp", 8),), **chosen).as_text().count("stablehlo.all_gather")
+        rows = shape.findall(lowered_step((("fsdp", 8),), **chosen).as_text())
+        return sum(int(number) != MODEL.conv_width for number in rows)
 
     once, twice = (gathers(4, k) - gathers(3, k) for k in (1, None))
     assert 0 < once
