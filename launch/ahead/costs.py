@@ -56,6 +56,12 @@ class Measured:
     compile_seconds: float
     compile_cpu_seconds: float
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Measured":
+        """Reads back `to_dict`."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: values[name] for name in fields})
+
     @property
     def bound(self) -> str | None:
         return max(self.seconds, key=self.seconds.__getitem__) if self.seconds else None
@@ -68,12 +74,19 @@ class Measured:
         return dataclasses.asdict(self) | {"bound": self.bound, "lift": self.lift}
 
 
-def measure(step: Step, config: ExperimentConfig, topology: Topology) -> Measured:
-    """Compiles it; a program that does not compile is a result too."""
+def measure(
+    step: Step, config: ExperimentConfig, topology: Topology, *, quick: bool = False
+) -> Measured:
+    """Compiles it; a program that does not compile is a result too.
+
+    Args:
+      quick: with the least effort of the compiler for TPU.
+    """
+    options = {"exec_time_optimization_effort": -1.0} if quick and topology.chip else None
     room = topology.chip.hbm if topology.chip else None
     began, cpu_began = time.perf_counter(), _cpu_seconds()
     try:
-        compiled, problem = step.lower().compile(), None
+        compiled, problem = step.lower().compile(compiler_options=options), None
     except jax.errors.JaxRuntimeError as error:
         compiled, problem = None, _explained(error)
     seconds, cpu_seconds = time.perf_counter() - began, _cpu_seconds() - cpu_began

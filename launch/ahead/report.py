@@ -33,7 +33,12 @@ class Report:
 
 
 def report(
-    config: ExperimentConfig, topology: str, *, steps: Sequence[str] = STEPS, rows: int = 8
+    config: ExperimentConfig,
+    topology: str,
+    *,
+    steps: Sequence[str] = STEPS,
+    rows: int = 8,
+    quick: bool = False,
 ) -> Report:
     """Compiles the steps of an experiment for a topology; runs nothing.
 
@@ -41,6 +46,7 @@ def report(
       topology: such as "v5e:4x4", or "cpu:8" for devices of this machine.
       steps: of "train", "wake", "sleep"; a model of N = 1 has no sleep to compile.
       rows: minds of the wake step.
+      quick: with the least effort of the compiler, whose programs are somewhat slower and larger.
 
     Raises:
       ConfigError: an unknown topology, no compiler for it, or a mesh that it does not take.
@@ -52,4 +58,7 @@ def report(
         "sleep": lambda: made.sleep(config, there),
     }
     compiled = [wanted[name]() for name in steps]
-    return Report(topology, tuple(costs.measure(s, config, there) for s in compiled if s))
+    return Report(
+        topology,
+        tuple(costs.measure(step, config, there, quick=quick) for step in compiled if step),
+    )
