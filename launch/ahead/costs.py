@@ -82,13 +82,18 @@ def measure(
     Args:
       quick: with the least effort of the compiler for TPU.
     """
-    options = {"exec_time_optimization_effort": -1.0} if quick and topology.chip else None
     room = topology.chip.hbm if topology.chip else None
     began, cpu_began = time.perf_counter(), _cpu_seconds()
-    try:
-        compiled, problem = step.lower().compile(compiler_options=options), None
-    except jax.errors.JaxRuntimeError as error:
-        compiled, problem = None, _explained(error)
+    compiled, problem = None, None
+    known = sum(step.kinds.values())
+    if room and known > room:
+        problem = f"needs {known / GB:.3g} of {room / GB:.3g} GB for its arguments alone"
+    else:
+        options = {"exec_time_optimization_effort": -1.0} if quick and topology.chip else None
+        try:
+            compiled = step.lower().compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            problem = _explained(error)
     seconds, cpu_seconds = time.perf_counter() - began, _cpu_seconds() - cpu_began
     kinds, found = dict(step.kinds), _NOTHING
     if compiled:
@@ -98,7 +103,7 @@ def measure(
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes
         kinds["total"] = memory.argument_size_in_bytes + new + kinds["temporary"] + kinds["code"]
         if room and kinds["total"] > room:
-            problem = f"needs {kinds['total'] / GB:.1f} of {room / GB:.0f} GB"
+            problem = f"needs {kinds['total'] / GB:.3g} of {room / GB:.3g} GB"
         found = _read(Program(compiled), topology)
     return Measured(
         step=step.name,
