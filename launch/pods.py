@@ -3,7 +3,7 @@
     python -m launch.pods --out=experiments/results [--only=pod_125m] [--quick]
 
 Each row is a `launch.compile` in a process of its own and lies in OUT/pods; one that lies there is
-not compiled again. OUT/PODS.md is written from all.
+not compiled again, unless it was --quick and now need not be. OUT/PODS.md is written from all.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def main(_):
     storage.prepare_folder(out / "pods")
     for pod in PODS:
         path = out / "pods" / f"{pod.name}.json"
-        if _ONLY.value in pod.name and not path.exists():
+        if _ONLY.value in pod.name and not _is_done(path):
             _compile(pod, path)
     records = {
         pod.name: storage.read_json(path)
@@ -75,18 +75,25 @@ def main(_):
     print(page)
 
 
+def _is_done(path: pathlib.Path) -> bool:
+    return path.exists() and (_QUICK.value or not storage.read_json(path)["quick"])
+
+
 def _compile(pod: Pod, path: pathlib.Path):
-    command = [*pod.command(path), *(["--quick"] if _QUICK.value else [])]
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    command = [*pod.command(fresh), *(["--quick"] if _QUICK.value else [])]
     print(f"python {' '.join(command)}", flush=True)
     began = time.perf_counter()
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise cli.ConfigError(f"{pod.name}: {done.stderr.strip().splitlines()[-1]}")
+    if not fresh.exists():  # the other rows are worth compiling all the same
+        print(f"failed with exit code {done.returncode}:\n{done.stderr}", flush=True)
+        return
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(f"{done.stdout}\n{time.perf_counter() - began:.0f} s, {most / 1e9:.1f} GB\n", flush=True)
-    record = storage.read_json(path)
-    record |= {"command": command, "seconds": time.perf_counter() - began}
-    storage.write_json(path, record)
+    record = storage.read_json(fresh)
+    storage.write_json(path, record | {"seconds": time.perf_counter() - began})
+    fresh.unlink()
 
 
 if __name__ == "__main__":

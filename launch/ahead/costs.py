@@ -8,6 +8,7 @@ of the chip with the fewest. It is a bound, not a forecast: what a run reaches o
 here.
 """
 
+import collections
 import dataclasses
 import re
 import resource
@@ -22,12 +23,26 @@ from sleepnet.config import REMAT_LEVELS, ExperimentConfig
 from sleepnet.evaluation.programs import Program
 
 MB = 1e6
+# Which code moves bytes of HBM, by what its path contains: the first that fits.
+SOURCES = {
+    "MLP": ".mlp",
+    "attention": "AttentionBlock",
+    "delta rule": "DeltaBlock",
+    "logits, loss and embedding": "jvp(",
+}
+REST = "optimizer and copies"
 # What would make the largest of the three times smaller.
 LIFTS = {
     "FLOP": "more devices, or less recomputing (model.remat)",
-    "HBM": "more rows a device at a time (fewer training.parts), fused kernels (model.backend)",
-    "ICI": "more rows a device at a time, so that parameters are gathered less often; or fewer "
+    "ICI": "more rows a device at a time, so that parameters are gathered less often; or less "
     "mesh.fsdp and more mesh.data",
+}
+HBM_LIFTS = {
+    "MLP": "more rows a device at a time share a read of its matrices",
+    "attention": "a fused kernel, whose scores never leave the chip",
+    "delta rule": "a fused kernel: model.backend=pallas has one for the forward pass",
+    "logits, loss and embedding": "a loss that takes the vocabulary in pieces",
+    REST: "more mesh.fsdp, so that a device updates less",
 }
 
 
@@ -37,6 +52,7 @@ class Measured:
 
     bytes: per device by kind; "temporary" lies beside the others: gradients, activations, whole
       parameters. "total" is all of them and the program's own code.
+    hbm_shares: of its bytes, by `SOURCES`.
     exchanged: per kind of collective how often it runs and the bytes that a device sends.
     seconds: per bound the least time.
     """
@@ -51,6 +67,7 @@ class Measured:
     flops: int | None
     matrix_unit_flops: int | None
     hbm_bytes: int | None
+    hbm_shares: dict[str, float]
     exchanged: dict[str, tuple[int, float]]
     seconds: dict[str, float]
     compile_seconds: float
@@ -68,6 +85,11 @@ class Measured:
 
     @property
     def lift(self) -> str | None:
+        if self.bound == "HBM" and self.step.startswith("wake"):
+            return "more rows share each read of the parameters"
+        if self.bound == "HBM":
+            most = max(self.hbm_shares, key=self.hbm_shares.__getitem__)
+            return f"{self.hbm_shares[most]:.0%} is {most}: {HBM_LIFTS[most]}"
         return LIFTS[self.bound] if self.bound else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +142,7 @@ def measure(
 
 
 _NOTHING: dict[str, Any] = dict(
-    flops=None, matrix_unit_flops=None, hbm_bytes=None, exchanged={}, seconds={}
+    flops=None, matrix_unit_flops=None, hbm_bytes=None, hbm_shares={}, exchanged={}, seconds={}
 )
 
 
@@ -139,9 +161,17 @@ def _read(program: Program, topology: Topology) -> dict[str, Any]:
         flops=program.dot_flops,
         matrix_unit_flops=program.matrix_unit_flops,
         hbm_bytes=program.hbm_bytes,
+        hbm_shares=_shares(program),
         exchanged=exchanged,
         seconds=seconds,
     )
+
+
+def _shares(program: Program) -> dict[str, float]:
+    found: dict[str, float] = collections.Counter()
+    for path, size in program.hbm_bytes_by_source.items():
+        found[next((name for name, part in SOURCES.items() if part in path), REST)] += size
+    return {name: size / program.hbm_bytes for name, size in found.items()}
 
 
 def _cpu_seconds() -> float:

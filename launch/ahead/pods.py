@@ -40,6 +40,7 @@ def page(records: Mapping[str, dict[str, Any]], wanted: Sequence[str]) -> str:
     parts += ["## Memory", table.memory(rows), "## Work and bounds", table.work(rows)]
     parts += [_list(table.problems(rows), "## What does not fit")]
     parts += [_list(table.lifts(rows), "## What would lift the other bounds")]
+    parts += ["## Whose bytes of HBM", table.traffic(rows)]
     parts += ["## Collectives", table.exchange(rows)]
     if missing := [name for name in wanted if name not in records]:
         parts.append(f"Not compiled yet: {', '.join(missing)}.")

@@ -21,8 +21,9 @@ class Report:
         return not any(row.problem for row in self.rows)
 
     def text(self) -> str:
-        """Tables of memory, work and exchange; what does not fit, and what bounds the rest."""
-        tables = [table.memory(self.rows), table.work(self.rows), table.exchange(self.rows)]
+        """Tables of memory, work, traffic and exchange, and notes on what does not fit."""
+        made_of = (table.memory, table.work, table.traffic, table.exchange)
+        tables = [tabulate(self.rows) for tabulate in made_of]
         notes = [*table.problems(self.rows), *table.lifts(self.rows)]
         return "\n\n".join(part for part in (*tables, "\n".join(notes)) if part)
 
