@@ -168,7 +168,7 @@ def _read(program: Program, topology: Topology) -> dict[str, Any]:
 
 
 def _shares(program: Program) -> dict[str, float]:
-    found: dict[str, float] = collections.Counter()
+    found = collections.defaultdict(float)
     for path, size in program.hbm_bytes_by_source.items():
         found[next((name for name, part in SOURCES.items() if part in path), REST)] += size
     return {name: size / program.hbm_bytes for name, size in found.items()}
@@ -181,8 +181,9 @@ def _cpu_seconds() -> float:
 
 def _explained(error: Exception) -> str:
     text = str(error)
-    if match := re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text):
-        return f"the compiler finds no room: {match[1]} of {match[2]}"
+    for words in (r"Used ([\d.]+\w) of ([\d.]+\w) hbm", r"\(([\d.]+\w)\) exceeds .*\(([\d.]+\w)\)"):
+        if match := re.search(words, text):
+            return f"the compiler finds no room: needs {match[1]} of {match[2]}"
     return "does not compile: " + text.strip().splitlines()[0][:200]
 
 

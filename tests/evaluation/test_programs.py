@@ -5,7 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from minds import params
 
+import sleepnet
 from sleepnet.evaluation.programs import Exchange, Program
 
 # After what XLA for TPU writes: no trip count, a collective spread over three fusions.
@@ -200,6 +202,23 @@ def test_memory_is_counted_where_it_is_moved():
     """Each of five times: a copy into fast memory reads 64 numbers; the fusion reads a slice of 64
     and an index, not what lies in fast memory, and writes a slice of 64 in place."""
     assert Program(Compiled(MEMORY_TEXT)).hbm_bytes == 5 * (64 + 64 + 1 + 64) * 4
+
+
+def test_written_out_the_compiler_counts_the_same_bytes():
+    """A rollout of two windows on CPU, which has no memory of another kind: within 5%."""
+    config = sleepnet.ModelConfig(
+        vocab_size=64, pattern="A", d_model=64, num_heads=2, window=64, passes=1, unroll=True
+    )
+    tokens = jnp.zeros((1, 2, 64), jnp.int32)
+
+    def loss(params):
+        mask = jnp.ones(tokens.shape, bool)
+        seen = sleepnet.rollout(params, tokens, None, tokens, mask, config=config)
+        return jnp.sum(seen.nll_BWL)
+
+    compiled = jax.jit(loss).lower(params(config)).compile()
+    counted = compiled.cost_analysis()["bytes accessed"]
+    assert Program(compiled).hbm_bytes == pytest.approx(counted, rel=0.05)
 
 
 @pytest.mark.parametrize(
