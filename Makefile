@@ -14,7 +14,8 @@ TRAIN = NPROC=1 $(BIN)/python -m launch.train
 export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(RUNS))/.jax_cache
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow check format results results-gradients benchmark benchmark-tpu peers environment clean
+.PHONY: demo test test-slow test-tpu check format results results-gradients benchmark \
+  benchmark-tpu pods peers environment clean
 
 demo: $(VENV)/.installed  ## Train depo_small without sleep (N = 1) and with it (N = 4), and compare.
 	@$(MAKE) --no-print-directory -j2 $(DEMO)/n1 $(DEMO)/n4
@@ -69,12 +70,18 @@ benchmark: $(VENV)/.installed peers  ## Speed of every part, beside its peers (a
 	NPROC=1 $(BENCHMARK) --suite=wake
 	NPROC=1 $(BENCHMARK) --suite=sleep
 	NPROC=1 $(BENCHMARK) --suite=train
+	NPROC=1 $(BENCHMARK) --suite=loop
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BENCHMARK) --suite=devices
 
 # The TPU compiler stays out of the environment of everything else.
 TPU ?= .venv-tpu
 benchmark-tpu: $(TPU)/.installed  ## What compiles for TPUs, on a machine without one (ten minutes).
 	JAX_PLATFORMS=cpu $(TPU)/bin/python -m launch.benchmark --out=experiments/results --suite=tpu
+pods: $(TPU)/.installed  ## What the pod experiments would need, compiled for TPUs (an hour).
+	JAX_PLATFORMS=cpu $(TPU)/bin/python -m launch.pods --out=experiments/results
+test-tpu: $(TPU)/.installed  ## Tests that need the TPU compiler, and no TPU.
+	$(TPU)/bin/python -m pip install --quiet --editable '.[tpu,test]' --constraint $(CONSTRAINTS)
+	$(TPU)/bin/python -m pytest -q -m tpu tests/launch/test_compile_tpu.py
 $(TPU)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TPU)
 	$(TPU)/bin/python -m pip install --quiet --upgrade pip

@@ -1,7 +1,7 @@
 """Compiles an experiment for a topology that is not here, and says what it would need.
 
     python -m launch.compile --config=experiments/pod_125m.py --topology=v5e:2x4 \
-        [--step=train] [--rows=8] [--json=PATH]
+        [--step=train] [--rows=8] [--quick] [--json=PATH]
 
 The train step over all devices, the wake step of a token on one, and the sleep of a window over a
 host's: does it compile, does it fit, how much memory of each kind, FLOPs, bytes moved and sent, the
@@ -10,7 +10,9 @@ need the TPU compiler (pip install -e '.[tpu]'); --topology=cpu:8 needs nothing.
 compile and fit, 1 one does not, 2 an error that the message explains.
 """
 
+import datetime
 import pathlib
+from importlib import metadata
 
 from absl import flags
 
@@ -24,6 +26,9 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _STEPS = flags.DEFINE_multi_enum("step", STEPS, STEPS, "What to compile; may be repeated.")
 _ROWS = flags.DEFINE_integer("rows", 8, "Minds that a wake step serves.", lower_bound=1)
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "Compile with least effort: faster, for a program that is slower and larger."
+)
 _JSON = flags.DEFINE_string("json", None, "File for the figures.")
 flags.mark_flag_as_required("config")
 
@@ -33,13 +38,31 @@ def main(_):
 
     jax.config.update("jax_platforms", "cpu")  # of this machine's devices none is asked
     from launch.ahead.report import report
+    from sleepnet.evaluation.machine import describe_machine
 
     config = cli.experiment_config(_CONFIG.value)
-    found = report(config, _TOPOLOGY.value, steps=_STEPS.value, rows=_ROWS.value)
+    found = report(
+        config, _TOPOLOGY.value, steps=_STEPS.value, rows=_ROWS.value, quick=_QUICK.value
+    )
     print(found.text())
     if _JSON.value:
-        storage.write_json(pathlib.Path(_JSON.value), found.to_dict())
+        record = {
+            **found.to_dict(),
+            "quick": _QUICK.value,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": describe_machine(),
+            "libtpu": _version("libtpu"),
+            "config": config.to_dict(),
+        }
+        storage.write_json(pathlib.Path(_JSON.value), record)
     return 0 if found.fits else 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * GB, 2765 * GB, 600 * GB, axes=3, wraps=4),
     "v6e": Chip(918e12, 32 * GB, 1640 * GB, 400 * GB, axes=2, wraps=16),
 }
+HOST_CHIPS = 4  # of a machine of a slice of several
+HOSTS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 KNOWN = (
     "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16",
     "v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8",
@@ -57,9 +59,11 @@ class Topology:
 
     @property
     def host(self) -> tuple[Any, ...]:
-        """The devices of the first host, over which a sleep runs."""
-        first = min(device.process_index for device in self.devices)
-        return tuple(device for device in self.devices if device.process_index == first)
+        """The devices of one host, over which a sleep runs."""
+        if self.chip is None or len(self.devices) <= HOST_CHIPS:
+            return self.devices
+        # A slice of its own: of a larger one, the compiler takes all devices or one.
+        return _tpus(HOSTS[self.name.split(":")[0]])
 
     @property
     def ici_rate(self) -> float:

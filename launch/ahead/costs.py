@@ -8,6 +8,7 @@ of the chip with the fewest. It is a bound, not a forecast: what a run reaches o
 here.
 """
 
+import collections
 import dataclasses
 import re
 import resource
@@ -22,12 +23,26 @@ from sleepnet.config import REMAT_LEVELS, ExperimentConfig
 from sleepnet.evaluation.programs import Program
 
 MB = 1e6
+# Which code moves bytes of HBM, by what its path contains: the first that fits.
+SOURCES = {
+    "MLP": ".mlp",
+    "attention": "AttentionBlock",
+    "delta rule": "DeltaBlock",
+    "logits, loss and embedding": "jvp(",
+}
+REST = "optimizer and copies"
 # What would make the largest of the three times smaller.
 LIFTS = {
     "FLOP": "more devices, or less recomputing (model.remat)",
-    "HBM": "more rows a device at a time (fewer training.parts), fused kernels (model.backend)",
-    "ICI": "more rows a device at a time, so that parameters are gathered less often; or fewer "
+    "ICI": "more rows a device at a time, so that parameters are gathered less often; or less "
     "mesh.fsdp and more mesh.data",
+}
+HBM_LIFTS = {
+    "MLP": "more rows a device at a time share a read of its matrices",
+    "attention": "a fused kernel, whose scores never leave the chip",
+    "delta rule": "a fused kernel: model.backend=pallas has one for the forward pass",
+    "logits, loss and embedding": "a loss that takes the vocabulary in pieces",
+    REST: "more mesh.fsdp, so that a device updates less",
 }
 
 
@@ -37,6 +52,7 @@ class Measured:
 
     bytes: per device by kind; "temporary" lies beside the others: gradients, activations, whole
       parameters. "total" is all of them and the program's own code.
+    hbm_shares: of its bytes, by `SOURCES`.
     exchanged: per kind of collective how often it runs and the bytes that a device sends.
     seconds: per bound the least time.
     """
@@ -51,10 +67,17 @@ class Measured:
     flops: int | None
     matrix_unit_flops: int | None
     hbm_bytes: int | None
+    hbm_shares: dict[str, float]
     exchanged: dict[str, tuple[int, float]]
     seconds: dict[str, float]
     compile_seconds: float
     compile_cpu_seconds: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Measured":
+        """Reads back `to_dict`."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: values[name] for name in fields})
 
     @property
     def bound(self) -> str | None:
@@ -62,20 +85,37 @@ class Measured:
 
     @property
     def lift(self) -> str | None:
+        if self.bound == "HBM" and self.step.startswith("wake"):
+            return "more rows share each read of the parameters"
+        if self.bound == "HBM":
+            most = max(self.hbm_shares, key=self.hbm_shares.__getitem__)
+            return f"{self.hbm_shares[most]:.0%} is {most}: {HBM_LIFTS[most]}"
         return LIFTS[self.bound] if self.bound else None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"bound": self.bound, "lift": self.lift}
 
 
-def measure(step: Step, config: ExperimentConfig, topology: Topology) -> Measured:
-    """Compiles it; a program that does not compile is a result too."""
+def measure(
+    step: Step, config: ExperimentConfig, topology: Topology, *, quick: bool = False
+) -> Measured:
+    """Compiles it; a program that does not compile is a result too.
+
+    Args:
+      quick: with the least effort of the compiler for TPU.
+    """
     room = topology.chip.hbm if topology.chip else None
     began, cpu_began = time.perf_counter(), _cpu_seconds()
-    try:
-        compiled, problem = step.lower().compile(), None
-    except jax.errors.JaxRuntimeError as error:
-        compiled, problem = None, _explained(error)
+    compiled, problem = None, None
+    known = sum(step.kinds.values())
+    if room and known > room:
+        problem = f"needs {known / GB:.3g} of {room / GB:.3g} GB for its arguments alone"
+    else:
+        options = {"exec_time_optimization_effort": -1.0} if quick and topology.chip else None
+        try:
+            compiled = step.lower().compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            problem = _explained(error)
     seconds, cpu_seconds = time.perf_counter() - began, _cpu_seconds() - cpu_began
     kinds, found = dict(step.kinds), _NOTHING
     if compiled:
@@ -85,7 +125,7 @@ def measure(step: Step, config: ExperimentConfig, topology: Topology) -> Measure
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes
         kinds["total"] = memory.argument_size_in_bytes + new + kinds["temporary"] + kinds["code"]
         if room and kinds["total"] > room:
-            problem = f"needs {kinds['total'] / GB:.1f} of {room / GB:.0f} GB"
+            problem = f"needs {kinds['total'] / GB:.3g} of {room / GB:.3g} GB"
         found = _read(Program(compiled), topology)
     return Measured(
         step=step.name,
@@ -102,7 +142,7 @@ def measure(step: Step, config: ExperimentConfig, topology: Topology) -> Measure
 
 
 _NOTHING: dict[str, Any] = dict(
-    flops=None, matrix_unit_flops=None, hbm_bytes=None, exchanged={}, seconds={}
+    flops=None, matrix_unit_flops=None, hbm_bytes=None, hbm_shares={}, exchanged={}, seconds={}
 )
 
 
@@ -121,9 +161,17 @@ def _read(program: Program, topology: Topology) -> dict[str, Any]:
         flops=program.dot_flops,
         matrix_unit_flops=program.matrix_unit_flops,
         hbm_bytes=program.hbm_bytes,
+        hbm_shares=_shares(program),
         exchanged=exchanged,
         seconds=seconds,
     )
+
+
+def _shares(program: Program) -> dict[str, float]:
+    found = collections.defaultdict(float)
+    for path, size in program.hbm_bytes_by_source.items():
+        found[next((name for name, part in SOURCES.items() if part in path), REST)] += size
+    return {name: size / program.hbm_bytes for name, size in found.items()}
 
 
 def _cpu_seconds() -> float:
@@ -133,8 +181,9 @@ def _cpu_seconds() -> float:
 
 def _explained(error: Exception) -> str:
     text = str(error)
-    if match := re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text):
-        return f"the compiler finds no room: {match[1]} of {match[2]}"
+    for words in (r"Used ([\d.]+\w) of ([\d.]+\w) hbm", r"\(([\d.]+\w)\) exceeds .*\(([\d.]+\w)\)"):
+        if match := re.search(words, text):
+            return f"the compiler finds no room: needs {match[1]} of {match[2]}"
     return "does not compile: " + text.strip().splitlines()[0][:200]
 
 

@@ -21,8 +21,9 @@ class Report:
         return not any(row.problem for row in self.rows)
 
     def text(self) -> str:
-        """Tables of memory, work and exchange; what does not fit, and what bounds the rest."""
-        tables = [table.memory(self.rows), table.work(self.rows), table.exchange(self.rows)]
+        """Tables of memory, work, traffic and exchange, and notes on what does not fit."""
+        made_of = (table.memory, table.work, table.traffic, table.exchange)
+        tables = [tabulate(self.rows) for tabulate in made_of]
         notes = [*table.problems(self.rows), *table.lifts(self.rows)]
         return "\n\n".join(part for part in (*tables, "\n".join(notes)) if part)
 
@@ -33,7 +34,12 @@ class Report:
 
 
 def report(
-    config: ExperimentConfig, topology: str, *, steps: Sequence[str] = STEPS, rows: int = 8
+    config: ExperimentConfig,
+    topology: str,
+    *,
+    steps: Sequence[str] = STEPS,
+    rows: int = 8,
+    quick: bool = False,
 ) -> Report:
     """Compiles the steps of an experiment for a topology; runs nothing.
 
@@ -41,6 +47,7 @@ def report(
       topology: such as "v5e:4x4", or "cpu:8" for devices of this machine.
       steps: of "train", "wake", "sleep"; a model of N = 1 has no sleep to compile.
       rows: minds of the wake step.
+      quick: with the least effort of the compiler, whose programs are somewhat slower and larger.
 
     Raises:
       ConfigError: an unknown topology, no compiler for it, or a mesh that it does not take.
@@ -52,4 +59,7 @@ def report(
         "sleep": lambda: made.sleep(config, there),
     }
     compiled = [wanted[name]() for name in steps]
-    return Report(topology, tuple(costs.measure(s, config, there) for s in compiled if s))
+    return Report(
+        topology,
+        tuple(costs.measure(step, config, there, quick=quick) for step in compiled if step),
+    )

@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 import sleepnet
 from launch.ahead.chips import Topology
 from sleepnet import decode, parallel, sharding, tasks
-from sleepnet.config import ExperimentConfig, ModelConfig
-from sleepnet.flops import part_flops, rollout_flops, window_flops
+from sleepnet.config import PARTS, ExperimentConfig, ModelConfig
+from sleepnet.flops import part_flops, rollout_flops
 from sleepnet.ops import chunks
 from sleepnet.sleep import at_dusk
 from sleepnet.training.step import init_train_state, make_train_step
@@ -92,7 +92,7 @@ def wake(config: ExperimentConfig, topology: Topology, rows: int) -> Step:
         devices=1,
         lower=lambda: decode.step.lower(*arguments, config=model),
         kinds={"parameters": _bytes(params), "state": _bytes(state), "batch": _bytes(tokens)},
-        flops=rows * window_flops(model, 1, 1, 1),
+        flops=rows * _token_flops(model),
     )
 
 
@@ -121,7 +121,7 @@ def _wake_split(model, topology, rows, params, state) -> Step:
             "state": _bytes(state),
             "batch": _bytes(tokens),
         },
-        flops=rows * window_flops(model, 1, 1, 1) // mesh.size,
+        flops=rows * _token_flops(model) // mesh.size,
     )
 
 
@@ -151,6 +151,12 @@ def sleep(config: ExperimentConfig, topology: Topology) -> Step | None:
         },
         flops=whole // len(devices),
     )
+
+
+def _token_flops(model: ModelConfig) -> int:
+    """Of one token that attends every place of its window."""
+    blocks = sum(part_flops(model, part, 1, model.window) for part in PARTS)
+    return blocks + 2 * model.d_model * model.vocab_size
 
 
 def served(model: ModelConfig) -> ModelConfig:

@@ -63,6 +63,13 @@ def exchange(rows: Sequence[Measured]) -> str:
     return table(["step", "collective", "times", "sent GB"], lines) if lines else ""
 
 
+def traffic(rows: Sequence[Measured]) -> str:
+    """Shares of the bytes of HBM by the code that moves them."""
+    sources = list(dict.fromkeys(source for row in rows for source in row.hbm_shares))
+    lines = [[row.step, *(f"{row.hbm_shares.get(s, 0.0):.0%}" for s in sources)] for row in rows]
+    return table(["step", *sources], lines) if sources else ""
+
+
 def problems(rows: Sequence[Measured]) -> list[str]:
     """A line for each step that does not compile or fit, with what would help."""
     return [f"{row.step}: {row.problem}; try {row.help}" for row in rows if row.problem]

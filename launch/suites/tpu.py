@@ -15,18 +15,17 @@ with the bytes of their results, are read from the compiled program.
 import collections
 import dataclasses
 import functools
-import os
 import time
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-import sleepnet
+from launch.ahead.chips import CHIPS, topology
+from launch.ahead.steps import shapes
 from launch.suites import Options
 from sleepnet import decode, parallel
-from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.config import ModelConfig
 from sleepnet.evaluation.programs import Program
 from sleepnet.ops import chunks, gated_delta, gated_delta_tpu
 from sleepnet.sleep import at_dusk
@@ -41,8 +40,6 @@ MODEL = ModelConfig(
     vocab_size=8192, pattern="AG" * 7, d_model=512, window=256, num_heads=8, chunk=CHUNK,
     compute_dtype="bfloat16",
 )  # fmt: skip
-# bfloat16 FLOPs and bytes of HBM per second of one chip.
-RATES = {"v5e": (197e12, 819e9), "v5p": (459e12, 2765e9), "v6e": (918e12, 1640e9)}
 
 
 def run(options: Options) -> dict:
@@ -51,22 +48,6 @@ def run(options: Options) -> dict:
     for name in MODEL_TOPOLOGIES:
         rows += [{"topology": name, **_wake_row(name)}, {"topology": name, **_sleep_row(name)}]
     return {"rows": rows}
-
-
-@functools.cache
-def topology(name: str):
-    """Of TPUs that are not here.
-
-    Raises:
-      ConfigError: the TPU compiler is not installed.
-    """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks for this machine's own TPU, for minutes
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except Exception as error:  # of several kinds, from several libraries
-        raise ConfigError(
-            f"--suite=tpu: {name} needs the TPU compiler: pip install -e '.[tpu]' ({error})"
-        ) from error
 
 
 def _rule_rows(name):
@@ -89,7 +70,7 @@ def _rule_rows(name):
 
 
 def _wake_row(name):
-    params, state = _shapes(MODEL, ROWS)
+    params, state = shapes(MODEL, ROWS)
     params = jax.eval_shape(decode.unstack_params, params)
     state = jax.eval_shape(decode.unstack_state, state)
     tokens = jax.ShapeDtypeStruct((ROWS, 1), jnp.int32)
@@ -100,9 +81,9 @@ def _wake_row(name):
 
 
 def _sleep_row(name):
-    devices = tuple(topology(name).devices)
+    devices = topology(name).devices
     config = dataclasses.replace(MODEL, window=TOKENS_PER_DEVICE * len(devices))
-    params, state = _shapes(config, 1)
+    params, state = shapes(config, 1)
     dusk = jax.eval_shape(at_dusk, state)
     features = state.window.features_BLD
     parts = jax.ShapeDtypeStruct(
@@ -126,14 +107,6 @@ def _sleep_row(name):
     }
 
 
-def _shapes(config, rows):
-    return jax.eval_shape(
-        lambda: (
-            sleepnet.init_params(config, jax.random.key(0)), sleepnet.init_state(config, rows),
-        )
-    )  # fmt: skip
-
-
 def _compile(lower, name, *shapes):
     place = SingleDeviceSharding(topology(name).devices[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
@@ -143,7 +116,7 @@ def _compile(lower, name, *shapes):
 
 def _about(compiled, seconds, name):
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    flops_per_s, bytes_per_s = RATES[name.split(":")[0]]
+    chip = CHIPS[name.split(":")[0]]
     flops, moved = cost["flops"], cost["bytes accessed"]
     return {
         "compiled in s": seconds,
@@ -151,5 +124,5 @@ def _about(compiled, seconds, name):
         "temporary MB": memory.temp_size_in_bytes / 1e6,
         "GFLOP": flops / 1e9,
         "HBM MB": moved / 1e6,
-        "least ms": 1e3 * max(flops / flops_per_s, moved / bytes_per_s),
+        "least ms": 1e3 * max(flops / chip.flops, moved / chip.hbm_rate),
     }

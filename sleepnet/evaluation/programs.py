@@ -3,6 +3,7 @@
 The body of a loop counts as often as it runs; XLA's own count (`cost_analysis`) takes it once.
 """
 
+import collections
 import functools
 import itertools
 import math
@@ -63,9 +64,18 @@ class Program:
     @functools.cached_property
     def hbm_bytes(self) -> int:
         """Read and written by instructions outside fast memory; see `traffic`."""
-        return sum(
-            times * hbm_bytes(self.module, name) for name, times in self.module.scheduled_runs
-        )
+        return sum(self.hbm_bytes_by_source.values())
+
+    @functools.cached_property
+    def hbm_bytes_by_source(self) -> dict[str, int]:
+        """The same by the path of the code that it comes from; "" where none is told."""
+        found = collections.Counter()
+        for name, times in self.module.scheduled_runs:
+            for instruction in self.module.computations[name].values():
+                source = re.search(r'op_name="([^"]*)"', instruction.line)
+                moved = hbm_bytes(self.module, name, instruction)
+                found[source[1] if source else ""] += times * moved
+        return dict(found)
 
     @functools.cached_property
     def collectives(self) -> list[tuple[str, int]]:

@@ -20,13 +20,8 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _NAMES_MEMORY = ("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone")
 
 
-def hbm_bytes(module: Module, computation: str) -> int:
-    """Of one run of its instructions, without those of loops within it."""
-    instructions = module.computations[computation].values()
-    return sum(_moved(module, computation, instruction) for instruction in instructions)
-
-
-def _moved(module, computation, instruction: Instruction) -> int:
+def hbm_bytes(module: Module, computation: str, instruction: Instruction) -> int:
+    """Of one run of an instruction; of a loop none, as its body's instructions move them."""
     operation = instruction.operation
     if operation in _MOVES_NOTHING or operation.endswith("-done"):
         return 0

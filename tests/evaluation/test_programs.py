@@ -5,8 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from minds import params
 
-from sleepnet.evaluation.programs import Program
+import sleepnet
+from sleepnet.evaluation.programs import Exchange, Program
 
 # After what XLA for TPU writes: no trip count, a collective spread over three fusions.
 TPU_TEXT = """HloModule jit_f
@@ -123,3 +125,118 @@ def test_collectives_are_read_with_their_bytes():
     run = jax.pmap(lambda x: gather(x) + 1, axis_name="d", devices=devices)
     program = Program(run.lower(jnp.ones((4, 10), jnp.float32)).compile())
     assert program.collectives == [("all-gather", 4 * 4 * 10)]
+
+
+# Products as XLA for TPU writes them: alone; a batch axis as the window's; a window turned around.
+CONVOLUTIONS = [
+    ("bf16[2048,64]", "bf16[32,64]", "bf16[2048,32]", "dim_labels=bf_oi->bf", 1, 2048 * 32 * 64),
+    (
+        "f32[32,6,64,128]", "f32[32,6,64,16]", "f32[32,6,128,16]",
+        "window={size=32x6 stride=31x5 lhs_dilate=32x6}, dim_labels=01fb_01io->01bf, "
+        "operand_precision={highest,highest}",
+        6, 32 * 6 * 128 * 16 * 64,
+    ),
+    (
+        "bf16[2048,768,1]", "bf16[6,128,768]", "bf16[2048,6,128]",
+        "window={size=6 pad=5_5 rhs_reversal=1}, dim_labels=bf0_0oi->b0f",
+        1, 2048 * 768 * 768,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "right", "out", "attributes", "passes", "products"), CONVOLUTIONS)
+def test_convolutions_count_as_the_products_they_are(
+    left, right, out, attributes, passes, products
+):
+    """And those of float32 at the highest precision as six on the matrix unit."""
+    text = f"""HloModule m
+
+ENTRY %main (a: {left}, b: {right}) -> {out} {{
+  %a = {left}{{1,0}} parameter(0)
+  %b = {right}{{1,0}} parameter(1)
+  ROOT %c = {out}{{1,0}} convolution(%a, %b), {attributes}, metadata={{op_name="f"}}
+}}
+"""
+    program = Program(Compiled(text))
+    assert program.dot_flops == 2 * products
+    assert program.matrix_unit_flops == passes * 2 * products
+
+
+MEMORY_TEXT = """HloModule m
+
+%fused (p0: f32[8,64], p1: s32[], p2: f32[64]) -> f32[8,64] {
+  %p0 = f32[8,64]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = f32[64]{0} parameter(2)
+  %s = f32[1,64]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,64}
+  %r = f32[1,64]{1,0} bitcast(%p2)
+  %sum = f32[1,64]{1,0} add(%s, %r)
+  ROOT %u = f32[8,64]{1,0} dynamic-update-slice(%p0, %sum, %p1, %p1)
+}
+
+%body (b: (s32[], f32[8,64], f32[64])) -> (s32[], f32[8,64], f32[64]) {
+  %b = (s32[], f32[8,64]{1,0}, f32[64]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %x = f32[8,64]{1,0} get-tuple-element(%b), index=1
+  %y = f32[64]{0} get-tuple-element(%b), index=2
+  %near = f32[64]{0:T(128)S(1)} copy(%y)
+  %new = f32[8,64]{1,0} fusion(%x, %i, %near), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[8,64]{1,0}, f32[64]{0}) tuple(%i, %new, %y)
+}
+
+%condition (c: (s32[], f32[8,64], f32[64])) -> pred[] {
+  %constant.1 = s32[] constant(5)
+  %c = (s32[], f32[8,64]{1,0}, f32[64]{0}) parameter(0)
+  %i.2 = s32[] get-tuple-element(%c), index=0
+  ROOT %lt = pred[] compare(%i.2, %constant.1), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[8,64], f32[64])) -> (s32[], f32[8,64], f32[64]) {
+  %a = (s32[], f32[8,64]{1,0}, f32[64]{0}) parameter(0)
+  ROOT %w = (s32[], f32[8,64]{1,0}, f32[64]{0}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_memory_is_counted_where_it_is_moved():
+    """Each of five times: a copy into fast memory reads 64 numbers; the fusion reads a slice of 64
+    and an index, not what lies in fast memory, and writes a slice of 64 in place."""
+    assert Program(Compiled(MEMORY_TEXT)).hbm_bytes == 5 * (64 + 64 + 1 + 64) * 4
+
+
+def test_written_out_the_compiler_counts_the_same_bytes():
+    """A rollout of two windows on CPU, which has no memory of another kind: within 5%."""
+    config = sleepnet.ModelConfig(
+        vocab_size=64, pattern="A", d_model=64, num_heads=2, window=64, passes=1, unroll=True
+    )
+    tokens = jnp.zeros((1, 2, 64), jnp.int32)
+
+    def loss(params):
+        mask = jnp.ones(tokens.shape, bool)
+        seen = sleepnet.rollout(params, tokens, None, tokens, mask, config=config)
+        return jnp.sum(seen.nll_BWL)
+
+    compiled = jax.jit(loss).lower(params(config)).compile()
+    counted = compiled.cost_analysis()["bytes accessed"]
+    assert Program(compiled).hbm_bytes == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "sent"),
+    [
+        ("all-gather", 800, 700), ("reduce-scatter", 100, 700), ("all-reduce", 800, 1400),
+        ("all-to-all", 800, 700),
+    ],
+)  # fmt: skip
+def test_in_a_ring_all_but_ones_own_share_is_sent(kind, size, sent):
+    """By each of eight devices; a sum that all get takes two rounds."""
+    assert Exchange(kind, size, group=8, times=3).sent == 3 * sent
+
+
+@pytest.mark.parametrize(
+    "groups", ["{{0,1,2,3}}", "[2,4]<=[8]", "mesh['x'=4,'y'=2] {'x'}", "{{0,1,2,3},{4,5,6,7}}"]
+)
+def test_groups_are_read_in_every_form(groups):
+    text = TPU_TEXT.replace("{{0,1,2,3}}", groups)
+    gathers = [x for x in Program(Compiled(text)).exchanges if x.kind == "all-gather"]
+    assert [x.group for x in gathers] == [4]
