@@ -90,6 +90,7 @@ class Program:
         chain, or else its channel, tells that it is the same.
         """
         found, homes = [], {}
+        scheduled = {name for name, _ in self.module.scheduled_runs}
         for name, times in self.module.runs:
             for instruction in self.module.computations[name].values():
                 kind = re.sub("-start$", "", instruction.operation)
@@ -97,7 +98,12 @@ class Program:
                     continue
                 size = sum(x.bytes for x in _received(instruction))
                 chain = re.search(r'(?:chain_id|async_collective_name)="([^"]*)"', instruction.line)
-                which = chain[0] if chain else instruction.attribute(r"channel_id=(\d+)")
+                if chain:
+                    which = chain[0]
+                elif name in scheduled:
+                    which = f"{name} {instruction.name}"
+                else:
+                    which = instruction.attribute(r"channel_id=(\d+)")
                 if homes.setdefault((kind, which, size), name) == name:
                     found.append(Exchange(kind, size, _group(instruction), times))
         return found

@@ -69,6 +69,23 @@ def test_a_loop_without_a_count_is_no_guess():
         _ = Program(Compiled(TPU_TEXT.replace("direction=LT", "direction=NE"))).dot_flops
 
 
+def test_collectives_of_their_own_may_share_a_channel():
+    """As those that overlap with nothing do on TPU; in two loops, one after the other, they are
+    two."""
+    start = TPU_TEXT.index("%body ")
+    end = TPU_TEXT.index("ENTRY")
+    again = (
+        TPU_TEXT[start:end].replace("%body ", "%body.2 ").replace("%condition ", "%condition.2 ")
+    )
+    text = (TPU_TEXT[:end] + again + TPU_TEXT[end:]).replace(
+        "  ROOT %out",
+        "  %while.2 = (s32[]{:T(128)}, f32[4,8]{1,0}) while(%while.1), condition=%condition.2, "
+        "body=%body.2\n  ROOT %out",
+    )
+    permutes = [x for x in Program(Compiled(text)).exchanges if x.kind == "collective-permute"]
+    assert sum(x.times for x in permutes) == 6
+
+
 def test_several_arrays_of_one_collective_are_all_counted():
     """Results of a variadic all-reduce, and those of an all-to-all, are a tuple."""
     text = TPU_TEXT.replace(
