@@ -13,7 +13,7 @@ import sleepnet
 from launch.ahead.chips import Topology
 from sleepnet import decode, parallel, sharding, tasks
 from sleepnet.config import PARTS, ExperimentConfig, ModelConfig
-from sleepnet.flops import part_flops, rollout_flops
+from sleepnet.flops import part_flops, training_flops
 from sleepnet.ops import chunks
 from sleepnet.sleep import at_dusk
 from sleepnet.training.step import init_train_state, make_train_step
@@ -58,7 +58,7 @@ def train(config: ExperimentConfig, topology: Topology) -> Step:
         task.example("train", 0),
     )
     placed = sharding.of_state(mesh, state)
-    per_row = 3 * rollout_flops(model, window_passes, task.scored_per_window)
+    per_row = training_flops(model, window_passes, task.scored_per_window)
     return Step(
         name="train",
         devices=mesh.size,

@@ -63,7 +63,7 @@ def test_the_state_of_a_device_is_its_share():
     sizes = row_of("train").bytes
     assert sizes["parameters"] + sizes["optimizer"] <= 1.1 * total / 8
     batch = next(tasks.batches(tasks.make(TASK), "train", 64, num_batches=1))
-    assert sizes["batch"] == sum(x.nbytes for x in batch) / 8
+    assert sizes["batch"] == sum(x.nbytes for x in jax.tree.leaves(batch)) / 8
 
 
 @pytest.mark.parametrize("step", ["train", "wake"])

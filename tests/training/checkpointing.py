@@ -20,7 +20,7 @@ def make_state(step=0, seed=0, rows=16):
         "seen": jnp.asarray(rng.integers(0, 2**32, rows), jnp.uint32),
         "mask": jnp.asarray(rng.integers(0, 2, rows), bool),
     }
-    recent = jnp.float32(step) + jnp.arange(4.0)
+    recent = jnp.float32(step) + jnp.arange(rows, dtype=jnp.float32)
     return TrainState(jnp.int32(step), params, opt_state, recent)
 
 
