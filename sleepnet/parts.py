@@ -9,9 +9,6 @@ from typing import Any
 import jax
 from flax import struct
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
-
-WHOLE = "whole parameter"
 
 
 @struct.dataclass
@@ -39,7 +36,7 @@ def whole(params: Any) -> Any:
         # Else XLA for TPU sums a loop's gradients whole, and scatters them behind it.
         here = lax.optimization_barrier(leaf.here).astype(leaf.dtype)
         axis = here.ndim + leaf.axis
-        return checkpoint_name(lax.all_gather(here, leaf.mesh_axis, axis=axis, tiled=True), WHOLE)
+        return lax.all_gather(here, leaf.mesh_axis, axis=axis, tiled=True)
 
     return jax.tree.map(gather, params, is_leaf=_is_part)
 
@@ -53,10 +50,14 @@ def used_whole(function):
     def run(params, *arguments):
         if not any(map(_is_part, jax.tree.leaves(params, is_leaf=_is_part))):
             return function(params, *arguments)
-        policy = jax.checkpoint_policies.save_anything_except_these_names(WHOLE)
-        return jax.checkpoint(call, policy=policy)(params, *arguments)
+        return jax.checkpoint(call, policy=_all_but_gathered)(params, *arguments)
 
     return run
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+    """What the backward pass may keep."""
+    return primitive.name != "all_gather"
 
 
 def _is_part(leaf):
