@@ -85,7 +85,7 @@ class Measured:
 
     @property
     def lift(self) -> str | None:
-        if self.bound == "HBM" and self.step.startswith("wake"):
+        if self.bound == "HBM" and "wake" in self.step:
             return "more rows share each read of the parameters"
         if self.bound == "HBM":
             most = max(self.hbm_shares, key=self.hbm_shares.__getitem__)
