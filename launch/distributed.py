@@ -4,10 +4,13 @@ Cloud TPU, Slurm, Open MPI and Kubernetes tell JAX by themselves: --distributed 
 else every process gets the address of process 0, their number, and its own.
 """
 
+import pathlib
+
 from absl import flags
 
 from launch.checks import WRONG
-from launch.checks.examination import APART, Cluster, call_the_roll
+from launch.checks.examination import Cluster, call_the_roll
+from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig
 
 DISTRIBUTED = flags.DEFINE_bool(
@@ -51,21 +54,24 @@ def wait(default: float) -> float:
     return default if _WAIT.value is None else _WAIT.value
 
 
-def join(config: ExperimentConfig):
+def join(config: ExperimentConfig, workdir: str):
     """Waits for the other processes, if there are any; before anything asks for devices.
 
     Where the flags name them, the roll is called first: JAX aborts without a name when one is
     missing.
 
     Raises:
-      ConfigError: who is missing, or is of another launch.
+      ConfigError: who is missing, is of another launch, or does not see the workdir of process 0.
+      StorageError: process 0 cannot write to the workdir.
     """
     named = cluster()
     if named is None and not DISTRIBUTED.value:
         return
     if named is not None:
-        for finding in call_the_roll(named, config, workdir=None, wait=wait(PATIENCE)):
-            if finding.status == WRONG and (finding.check == "alike" or finding.check not in APART):
+        if named.process_id == 0:
+            storage.prepare_folder(pathlib.Path(workdir))
+        for finding in call_the_roll(named, config, workdir, wait(PATIENCE)):
+            if finding.status == WRONG and finding.check != "clocks":
                 raise ConfigError(
                     f"process {named.process_id} of {named.num_processes}: {finding.seen}; "
                     f"{finding.advice}"

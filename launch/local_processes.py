@@ -46,7 +46,7 @@ def main(argv):
         subprocess.Popen(
             [*command, *joining(address, count, i)],
             env=os.environ | environment(_PLATFORM.value, devices, i),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             start_new_session=True,  # Ctrl-C comes once, through us
         )
         for i in range(count)

@@ -48,7 +48,7 @@ def main(_):
     signals = Signals()
     config = cli.experiment_config(_CONFIG.value)
     profile_steps = _profile_steps(_PROFILE.value, config.training.steps)
-    distributed.join(config)
+    distributed.join(config, _WORKDIR.value)
     signals.install()
     cli.check_backend(config.model)
     show = _ProgressLine(sys.stderr)

@@ -24,7 +24,7 @@ from sleepnet.training.rollbacks import Rollback, Rollbacks
 from sleepnet.training.step import TrainState, make_train_step
 from sleepnet.training.votes import STOP, Votes, with_votes
 from sleepnet.training.watch import Watch
-from sleepnet.training.workdir import claim_workdir
+from sleepnet.training.workdir import claim_workdir, locked
 
 
 class TrainingError(RuntimeError):
@@ -74,18 +74,19 @@ def train(
       profile_steps: the first and the last step of a profile, for workdir/profile.
 
     Raises:
-      StorageError: a workdir that cannot be written, or is of another config.
+      StorageError: a workdir that cannot be written, is in use, or is of another config.
       TrainingError: a bad step, or too many of them; see `training.on_bad_step`.
     """
     workdir = pathlib.Path(workdir)
     task = tasks.make(config.task)
     config = dataclasses.replace(config, task=task.config)  # with what its files were
-    if jax.process_index() == 0:
-        claim_workdir(config, workdir)
-    reports = _Reports(on_progress, on_notice, on_phase, on_stall)
-    run = _Run(config, task, workdir, reports, should_stop, Profile(workdir, profile_steps))
-    with contextlib.closing(run):
-        return run.to_the_end()
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(locked(workdir))
+            claim_workdir(config, workdir)
+        reports = _Reports(on_progress, on_notice, on_phase, on_stall)
+        run = _Run(config, task, workdir, reports, should_stop, Profile(workdir, profile_steps))
+        return stack.enter_context(contextlib.closing(run)).to_the_end()
 
 
 class _Reports(NamedTuple):
@@ -151,6 +152,7 @@ class _Run:
             try:
                 return self.go_on(state)
             except _BadStep as bad:
+                bad.__traceback__ = None  # whose frames hold the bad state
                 del state  # its buffers are gone, or hold what the bad step made
                 state = self.rolled_back(bad)
 

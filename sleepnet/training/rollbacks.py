@@ -36,8 +36,10 @@ class Rollbacks:
 
     def batch_of(self, step: int) -> int:
         """The number of the batch that step `step` takes; step 1 is the first."""
-        done = step - 1
-        return done + sum(back.bad_step - back.to for back in self.all if back.to <= done)
+        for back in reversed(self.all):  # the last one that this step comes behind
+            if back.to < step:
+                return back.batch + step - back.to
+        return step - 1
 
     def spans(self, done: int, steps: int) -> Iterator[tuple[int, int]]:
         """(first batch, number of batches), in order, of the steps done + 1 .. steps."""

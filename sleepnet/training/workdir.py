@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, what it may be asked to go on with, what it has learned."""
 
 import contextlib
+import fcntl
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ from sleepnet.config import ExperimentConfig, from_dict
 from sleepnet.model import init_params
 from sleepnet.training.checkpoint import Checkpoints
 
-CONFIG, STARTS, PROFILE = "config.json", "starts.jsonl", "profile"
+CONFIG, STARTS, PROFILE, LOCK = "config.json", "starts.jsonl", "profile", ".lock"
 # What a run may change when it goes on: nothing that the losses of its good steps depend on but
 # for rounding.
 FREE_SECTIONS = ("mesh", "evaluation")
@@ -26,6 +27,27 @@ FREE_FIELDS = (
         )
     ),
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path):
+    """Makes the folder and keeps it for this process, while the block runs or until it dies.
+
+    Raises:
+      StorageError: another process has it. Where files cannot be locked, nobody is kept out.
+    """
+    storage.prepare_folder(workdir)
+    with (pathlib.Path(workdir) / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise storage.StorageError(
+                f"{workdir} is in use by another run (its heartbeats/0.json tells how far it is): "
+                f"wait for its end or stop it, or take another --workdir"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):

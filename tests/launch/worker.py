@@ -27,7 +27,7 @@ def main(_):
     config = ExperimentConfig(
         model=MODEL, task=TASK, training=TRAINING, mesh=MeshConfig(fsdp=_FSDP.value)
     )
-    distributed.join(config)
+    distributed.join(config, _OUT.value)
     mesh = sharding.make_mesh(config, jax.devices())
     task = tasks.make(TASK)
     step = make_train_step(

@@ -22,7 +22,7 @@ from sleepnet.training import checkpoint, loop
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, read_rows
 from sleepnet.training.step import init_train_state
-from sleepnet.training.workdir import claim_workdir, load_config
+from sleepnet.training.workdir import claim_workdir, load_config, locked
 
 TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
 MODEL = ModelConfig(vocab_size=6, pattern="G", d_model=8, num_heads=1, window=4, passes=2)
@@ -202,6 +202,15 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 def test_a_folder_that_is_no_workdir_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"no workdir of a run: it has no config\.json"):
         load_config(tmp_path)
+
+
+def test_a_workdir_in_use_is_refused_and_left_as_it_is(copied):
+    """Two at a time would each take the other's rows away."""
+    before = (copied / METRICS).read_bytes()
+    with locked(copied), pytest.raises(StorageError, match="is in use by another run"):
+        loop.train(CONFIG, copied)
+    assert (copied / METRICS).read_bytes() == before
+    loop.train(CONFIG, copied)
 
 
 def test_the_config_survives_json(finished):

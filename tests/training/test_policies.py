@@ -19,7 +19,7 @@ from sleepnet.config import (
 from sleepnet.storage import StorageError
 from sleepnet.training import guard, loop, newborn
 from sleepnet.training.metrics import METRICS, MetricsWriter, read_metrics, read_rows
-from sleepnet.training.rollbacks import Rollbacks
+from sleepnet.training.rollbacks import Rollback, Rollbacks
 from sleepnet.training.step import TrainState
 
 TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
@@ -83,6 +83,18 @@ def test_a_rollback_goes_back_and_meets_none_of_the_batches_again(cheap, tmp_pat
     assert any("loss is nan, on batch 5; going back to step 4" in notice for notice in notices)
     (back,) = Rollbacks(tmp_path).all
     assert (back.bad_step, back.to, back.batch) == (6, 4, 5)
+
+
+def test_a_rollback_behind_an_earlier_one_meets_none_of_its_batches(tmp_path):
+    """Bad steps 15 and then 12 went back to 10 and 5: their batches 14 and 16 are left out."""
+    rollbacks = Rollbacks(tmp_path)
+    for bad_step, to in ((15, 10), (12, 5)):
+        batch = rollbacks.batch_of(bad_step)
+        rollbacks.add(Rollback(bad_step, to, batch, loss=1.0, grad_norm=1.0), write=True)
+    taken = [Rollbacks(tmp_path).batch_of(step) for step in range(1, 16)]
+    assert taken == [0, 1, 2, 3, 4, *range(17, 27)]
+    spans = Rollbacks(tmp_path).spans(0, 15)
+    assert [first + i for first, count in spans for i in range(count)] == taken
 
 
 def test_stopped_anywhere_around_two_rollbacks_it_ends_alike(cheap, tmp_path):
