@@ -60,10 +60,11 @@ class Topology:
     @property
     def host(self) -> tuple[Any, ...]:
         """The devices of one host, over which a sleep runs."""
-        if self.chip is None or len(self.devices) <= HOST_CHIPS:
+        host = HOSTS.get(self.name.split(":")[0])
+        if host is None or len(self.devices) <= HOST_CHIPS:
             return self.devices
         # A slice of its own: of a larger one, the compiler takes all devices or one.
-        return _tpus(HOSTS[self.name.split(":")[0]])
+        return _tpus(host)
 
     @property
     def ici_rate(self) -> float:
