@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from launch.ahead import chips, report
+from launch.ahead import chips, pods, report
 from launch.ahead.chips import CHIPS, Topology
 from sleepnet import tasks
 from sleepnet.config import (
@@ -124,6 +124,21 @@ def test_a_slice_without_rings_has_half_of_the_links(name, rate):
 def test_an_unknown_topology_names_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=f"nearest is '{nearest}'"):
         chips.topology(name)
+
+
+def test_the_page_of_pods_has_all_rows_and_names_those_that_miss():
+    """A star marks those that were compiled with least effort."""
+    record = found().to_dict() | {
+        "date": "2026-11-24",
+        "machine": {},
+        "seconds": 1.0,
+        "libtpu": "0",
+    }
+    records = {"a": record | {"quick": False}, "b": record | {"quick": True}}
+    page = pods.page(json.loads(json.dumps(records)), ["a", "b", "c"])
+    for row in ("a train", "a wake 8 rows", "b* sleep over 8"):
+        assert page.count(f" {row} |") >= 3
+    assert "Not compiled yet: c." in page
 
 
 def compile_(*arguments):
