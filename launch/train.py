@@ -25,6 +25,7 @@ from absl import flags
 from launch import cli, distributed
 from launch.signals import Signals
 from sleepnet.config import ConfigError
+from sleepnet.storage import StorageError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -57,7 +58,7 @@ def main(_):
 
     from sleepnet.training import loop  # heavy: once the config is good
     from sleepnet.training import workdir as workdirs
-    from sleepnet.training.metrics import was_evaluated
+    from sleepnet.training.metrics import held_out_rows
 
     cache = _use_compilation_cache(_CACHE.value)
     if jax.process_index() == 0:
@@ -89,7 +90,7 @@ def main(_):
     finally:
         show.end()
     step = int(state.step)
-    lacks_evaluation = config.training.evaluate_every and not was_evaluated(workdir, step)
+    lacks_evaluation = config.training.evaluate_every and step not in held_out_rows(workdir)
     if step < config.training.steps or lacks_evaluation:
         by = "" if signals.asked() else " with another process"
         print(f"stopped{by} at step {step} and saved; the same command goes on from there")
@@ -186,8 +187,12 @@ def _record_start(workdir: pathlib.Path, config):
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
     }
-    with (workdir / "starts.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    path = workdir / "starts.jsonl"
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -24,9 +24,20 @@ class StorageError(RuntimeError):
 
 
 def write_atomic(path: pathlib.Path, content: str | bytes):
-    """Writes a file so that readers see the old content or the new one, never a part."""
+    """Writes a file so that readers see the old content or the new one, never a part.
+
+    Raises:
+      StorageError: it cannot be written; what was there stays.
+    """
     path = pathlib.Path(path)
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _replace(path, data)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(path: pathlib.Path, data: bytes):
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -66,7 +77,7 @@ def prepare_folder(path: pathlib.Path):
     path = pathlib.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / ".writable", b"")
+        _replace(path / ".writable", b"a byte, for which a full disk has no room")
         (path / ".writable").unlink()
     except OSError as error:
         raise StorageError(

@@ -1,5 +1,6 @@
 """Where the wall time of a run goes, over all its starts; its goodput."""
 
+import contextlib
 import pathlib
 import threading
 import time
@@ -18,7 +19,9 @@ class Clock:
 
     def __init__(self, workdir: pathlib.Path):
         self._path = pathlib.Path(workdir) / FILE
-        stored = storage.read_json(self._path) if self._path.exists() else {}
+        stored = {}
+        with contextlib.suppress(storage.StorageError):  # statistics keep no run from going on
+            stored = storage.read_json(self._path)
         self._spent: dict[str, float] = stored.get("spent", {})
         self._farthest: int = stored.get("farthest", 0)
         self._lock = threading.Lock()
@@ -48,7 +51,7 @@ class Clock:
         return {"seconds": total, "goodput": spent.get(STEP, 0.0) / total, **by_phase}
 
     def save(self):
-        """Writes clock.json; raises OSError."""
+        """Writes clock.json; raises StorageError."""
         with self._lock:
             self._count()
             kept = {"farthest": self._farthest, "spent": dict(self._spent)}

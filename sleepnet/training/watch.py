@@ -85,10 +85,10 @@ class Watch:
             storage.write_json(path, dataclasses.asdict(beat))
             if self._first:
                 self._clock.save()
-        except OSError as error:
-            if self._refused != str(error.strerror):
-                self._refused = str(error.strerror)
-                self._on_notice(f"cannot write to {self._folder}: {self._refused}")
+        except (OSError, storage.StorageError) as error:
+            if self._refused != str(error):
+                self._refused = str(error)
+                self._on_notice(f"no heartbeat: {error}")
         else:
             self._refused = ""
 

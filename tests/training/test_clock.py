@@ -3,7 +3,7 @@
 import pytest
 
 from sleepnet.training import clock
-from sleepnet.training.clock import Clock
+from sleepnet.training.clock import FILE, Clock
 
 
 @pytest.fixture
@@ -49,3 +49,9 @@ def test_silence_is_counted_from_the_last_sign_of_life(tmp_path, hands):
     one.timing()
     hands.append(hands[-1] + 1)
     assert one.silent_for() == 4.0
+
+
+def test_a_damaged_clock_begins_anew(tmp_path):
+    """Statistics keep no run from going on."""
+    (tmp_path / FILE).write_text('{"spent": {"st')
+    assert Clock(tmp_path).timing()["goodput"] == 0.0
