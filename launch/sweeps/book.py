@@ -11,7 +11,7 @@ from sleepnet import storage
 from sleepnet.evaluation import record
 from sleepnet.evaluation.markdown import table
 from sleepnet.training.metrics import TIMING, read_metrics, read_rows
-from sleepnet.training.workdir import CONFIG, FREE_FIELDS, FREE_SECTIONS
+from sleepnet.training.workdir import CONFIG, differences, load_config
 
 DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
 ROWS, TABLE, LOG = "sweep.jsonl", "sweep.md", "train.log"
@@ -35,26 +35,14 @@ class Row:
 
 def is_done(run: Run, workdir: pathlib.Path) -> bool:
     """Whether the workdir holds this very run, trained and saved to its last step."""
-    stored = workdir / CONFIG
-    if not stored.exists() or not _same(storage.read_json(stored), run.config.to_dict()):
+    if not (workdir / CONFIG).exists():
+        return False
+    if any(differences(load_config(workdir).to_dict(), run.config.to_dict())):
         return False
     rows = read_metrics(workdir)
     steps = run.config.training.steps
     saved = [p.name for p in (workdir / CHECKPOINTS).glob("*")]
     return bool(rows) and rows[-1]["step"] == steps and str(steps) in saved
-
-
-def _same(stored: dict, wanted: dict) -> bool:
-    """But for what a run may change when it goes on."""
-
-    def bound(config):
-        return {
-            (section, field): value
-            for section, fields in config.items() if section not in FREE_SECTIONS
-            for field, value in fields.items() if (section, field) not in FREE_FIELDS
-        }  # fmt: skip
-
-    return bound(stored) == bound(json.loads(json.dumps(wanted)))  # tuples become lists
 
 
 def is_evaluated(run: Run, workdir: pathlib.Path) -> bool:

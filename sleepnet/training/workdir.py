@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
     storage.prepare_folder(workdir)
     if (workdir / CONFIG).exists():
         stored = load_config(workdir).to_dict()
-        for path, was, now in _differences(stored, config.to_dict()):
+        for path, was, now in differences(stored, config.to_dict()):
             raise storage.StorageError(
                 f"{workdir} holds a run with {path}={was!r}, and this one has {now!r}: "
                 f"take another --workdir, or set {path} back"
@@ -93,14 +94,20 @@ def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, in
         return checkpoints.restore_params(like, step), step
 
 
-def _differences(stored: dict, wanted: dict):
+def differences(stored: dict, wanted: dict) -> Iterator[tuple[str, Any, Any]]:
+    """(SECTION.FIELD, stored value, wanted value) of all that a run may not change when it goes on.
+
+    Args:
+      stored, wanted: `ExperimentConfig.to_dict()` of the run and of who would go on with it.
+    """
     for section, fields in wanted.items():
         if section in FREE_SECTIONS:
             continue
         for field in sorted(fields.keys() | stored[section].keys()):
             was, now = stored[section].get(field), fields.get(field)
             if was != now and (section, field) not in FREE_FIELDS:
-                yield f"{section}.{field}", *_apart(was, now)
+                was, now = _apart(was, now)
+                yield f"{section}.{field}", was, now
 
 
 def _apart(was, now):
