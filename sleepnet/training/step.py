@@ -65,33 +65,9 @@ def make_train_step(
     many were bad so far, and in a row.
     """
     update = optimizer(training, mesh).update
-
-    def share_of_loss(params, rows, scored):
-        """What some rows add to the means over the `scored` positions of the whole batch."""
-        seen = score(
-            params, rows, model=model,
-            window_passes=window_passes, scored_per_window=scored_per_window,
-        )  # fmt: skip
-        right = (seen.prediction_BWL == rows.targets_WL) & rows.mask_WL
-        return jnp.sum(seen.nll_BWL) / scored, jnp.sum(right) / scored
-
-    if mesh is not None and mesh.size > 1:
-        share_of_loss = sharding.over_rows(
-            mesh, share_of_loss, gather=gather, dtype=model.compute_dtype
-        )
-
-    def gradient(params, batch):
-        scored = jnp.maximum(jnp.sum(batch.mask_WL), 1).astype(jnp.float32)
-        of_part = jax.value_and_grad(share_of_loss, has_aux=True)
-        if training.parts == 1:
-            return of_part(params, batch, scored)
-
-        def add(sums, part):
-            return jax.tree.map(jnp.add, sums, of_part(params, part, scored)), None
-
-        parts = jax.tree.map(lambda x: _split(x, training.parts), batch)
-        zero = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
-        return jax.lax.scan(add, zero, parts)[0]
+    gradient = _gradient_of_batch(
+        model, training, window_passes, scored_per_window, mesh=mesh, gather=gather
+    )
 
     def train_step(state, batch):
         (loss, accuracy), grads = gradient(state.params, batch)
@@ -121,6 +97,39 @@ def make_train_step(
         in_shardings=(placed, sharding.of_batch(mesh)),
         out_shardings=(placed, sharding.replicated(mesh)),
     )
+
+
+def _gradient_of_batch(model, training, window_passes, scored_per_window, *, mesh, gather):
+    """(params, batch) -> ((loss, accuracy), gradient of the loss), part by part of the batch."""
+
+    def share_of_loss(params, rows, scored):
+        """What some rows add to the means over the `scored` positions of the whole batch."""
+        seen = score(
+            params, rows, model=model,
+            window_passes=window_passes, scored_per_window=scored_per_window,
+        )  # fmt: skip
+        right = (seen.prediction_BWL == rows.targets_WL) & rows.mask_WL
+        return jnp.sum(seen.nll_BWL) / scored, jnp.sum(right) / scored
+
+    if mesh is not None and mesh.size > 1:
+        share_of_loss = sharding.over_rows(
+            mesh, share_of_loss, gather=gather, dtype=model.compute_dtype
+        )
+
+    def gradient(params, batch):
+        scored = jnp.maximum(jnp.sum(batch.mask_WL), 1).astype(jnp.float32)
+        of_part = jax.value_and_grad(share_of_loss, has_aux=True)
+        if training.parts == 1:
+            return of_part(params, batch, scored)
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, of_part(params, part, scored)), None
+
+        parts = jax.tree.map(lambda x: _split(x, training.parts), batch)
+        zero = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+        return jax.lax.scan(add, zero, parts)[0]
+
+    return gradient
 
 
 def _split(x, parts: int):
