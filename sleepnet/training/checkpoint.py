@@ -87,10 +87,17 @@ class Checkpoints:
         step = int(state.step)
         if not _gather(step in self.steps())[0]:
             self._begin(state, step, metric)
+        elif metric is not None:
+            self.rate(step, metric)
+            self._tidy()
         if earlier is not None:
             raise earlier
         if wait:
             self.wait()
+
+    def rate(self, step: int, metric: float):
+        """What a checkpoint is worth to `keep_best`, where that was not known when it was saved."""
+        self._metrics[step] = metric
 
     def check(self):
         """Raises SaveError if a save has failed; does not wait for one that goes on.
@@ -216,9 +223,7 @@ class Checkpoints:
                 shutil.rmtree(f"{self.path(step)}{UNFINISHED}", ignore_errors=True)
             done.set_result(self._save_error(step, error))
             return
-        if jax.process_index() == 0:
-            with contextlib.suppress(OSError):  # what cannot go stays until the next time
-                self._let_go()
+        self._tidy()
         done.set_result(None)
 
     def _outcome(self, wait: bool) -> SaveError | None:
@@ -261,6 +266,11 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # nothing may keep a failure from being told
             message += f". Earlier checkpoints are whole: {self.steps()}"
         return SaveError(message)
+
+    def _tidy(self):
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):  # what cannot go stays until the next time
+                self._let_go()
 
     def _let_go(self):
         """Deletes checkpoints that are neither among the newest nor among the best."""

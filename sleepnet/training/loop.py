@@ -16,7 +16,7 @@ from sleepnet.training import guard, newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.clock import Clock
 from sleepnet.training.held_out import ACCURACY, HeldOut
-from sleepnet.training.metrics import MetricsWriter, NoMetricsWriter, was_evaluated
+from sleepnet.training.metrics import MetricsWriter, NoMetricsWriter, held_out_rows
 from sleepnet.training.pace import Pace
 from sleepnet.training.profile import Profile
 from sleepnet.training.program import Program, peak_memory
@@ -165,6 +165,8 @@ class _Run:
         if self.leads:
             self.writer.close()
             self.writer = MetricsWriter(self.workdir, int(state.step) if state else 0)
+            for step, values in held_out_rows(self.workdir).items():
+                self.checkpoints.rate(step, values[ACCURACY])
         return state
 
     def compile(self, state):
@@ -338,7 +340,7 @@ class _Run:
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the run ended during the measurement that follows a step."""
-        return self.evaluates(step) and not was_evaluated(self.workdir, step)
+        return self.evaluates(step) and step not in held_out_rows(self.workdir)
 
     def saves(self, step: int) -> bool:
         """Whether a step is followed by a checkpoint."""

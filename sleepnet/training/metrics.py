@@ -125,10 +125,13 @@ def read_metrics(workdir: pathlib.Path) -> list[dict]:
     return list(by_step.values())
 
 
-def was_evaluated(workdir: pathlib.Path, step: int) -> bool:
-    """Whether metrics.jsonl has what was held out at a step."""
-    rows = [row for row in read_metrics(workdir) if row["step"] == step]
-    return any(key.startswith(HELD_OUT) for row in rows for key in row)
+def held_out_rows(workdir: pathlib.Path) -> dict[int, dict]:
+    """By step, the rows of metrics.jsonl that have what was held out."""
+    return {
+        row["step"]: row
+        for row in read_metrics(workdir)
+        if any(key.startswith(HELD_OUT) for key in row)
+    }
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:

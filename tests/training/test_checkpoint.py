@@ -106,6 +106,15 @@ def test_the_newest_and_the_best_checkpoints_stay(tmp_path):
     assert checkpoints.steps() == [1, 3, 6, 7]
 
 
+def test_the_best_is_known_also_where_it_was_rated_after_its_save(tmp_path):
+    checkpoints = Checkpoints(tmp_path, kept=1, keep_best=1)
+    checkpoints.save(make_state(1), wait=True)
+    checkpoints.rate(1, 0.9)
+    for step in (2, 3):
+        checkpoints.save(make_state(step), metric=0.1, wait=True)
+    assert checkpoints.steps() == [1, 3]
+
+
 def test_all_stay_where_no_number_is_given(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in range(4):

@@ -20,7 +20,7 @@ from sleepnet.config import (
 from sleepnet.storage import StorageError
 from sleepnet.training import checkpoint, loop
 from sleepnet.training.checkpoint import Checkpoints
-from sleepnet.training.metrics import METRICS, read_rows
+from sleepnet.training.metrics import METRICS, read_metrics, read_rows
 from sleepnet.training.step import init_train_state
 from sleepnet.training.workdir import claim_workdir, load_config, locked
 
@@ -72,6 +72,24 @@ def test_stopped_twice_and_resumed_it_ends_bit_equal(finished, tmp_path):
     assert int(second.step) == 5
     assert_same_state(loop.train(CONFIG, tmp_path), finished[0])
     assert (tmp_path / METRICS).read_bytes() == (finished[1] / METRICS).read_bytes()
+
+
+def test_a_run_stopped_while_it_is_measured_keeps_the_same_best_checkpoint(tmp_path):
+    """Of the step at which it stopped, too, which was saved before it was rated; and the same
+    rows."""
+    training = dataclasses.replace(
+        TRAINING, evaluate_every=2, evaluate_examples=8, best_kept=1, checkpoints_kept=1
+    )
+    config = dataclasses.replace(CONFIG, training=training)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    loop.train(config, whole)
+    rated = {row["step"]: row["test_accuracy"] for row in read_metrics(whole) if "test_loss" in row}
+    best = max(rated, key=lambda step: (rated[step], step))
+    assert Checkpoints(whole).steps() == sorted({best, 6})
+    loop.train(config, stopped, **StopAt("evaluate", best).arguments())
+    loop.train(config, stopped)
+    assert Checkpoints(stopped).steps() == Checkpoints(whole).steps()
+    assert (stopped / METRICS).read_bytes() == (whole / METRICS).read_bytes()
 
 
 def test_killed_after_a_checkpoint_it_repeats_the_lost_steps(finished, copied):
