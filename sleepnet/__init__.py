@@ -11,6 +11,7 @@ from sleepnet.decode import Decoder
 from sleepnet.model import init_params
 from sleepnet.nap import Nap, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.rollout import Rollout, rollout
+from sleepnet.sampling import Sampling
 from sleepnet.sleep import sleep, sleep_from_tokens
 from sleepnet.types import WakeState, WindowCache
 from sleepnet.wake import wake
@@ -23,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "Nap",
     "Rollout",
+    "Sampling",
     "WakeState",
     "WindowCache",
     "begin_sleep",

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # module or for a whole package.
 RANKS = {
     "config": 0, "types": 0, "loop": 0, "storage": 0, "parts": 0,
-    "ops": 1,
+    "ops": 1, "sampling": 1,
     "layers": 2, "flops": 2,
     "model": 3,
     "cache": 4,
@@ -33,6 +33,7 @@ LEAVES = {
     "storage": set(),
     "loop": set(),
     "parts": set(),
+    "sampling": {"config", "types"},
     "tasks": {"config"},
 }
 DOORS = {

@@ -1,0 +1,131 @@
+"""Sampling: the next token drawn from logits, each row in its own way.
+
+Draw i of a mind takes its randomness from the mind's seed and i alone. So a sampler that is saved
+is its `Sampling` and a count, and what a row draws does not depend on the rows beside it.
+"""
+
+import dataclasses
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sleepnet.config import MAX_SEED, ConfigError
+from sleepnet.types import Array
+
+_ALL = np.iinfo(np.int32).max
+_COLDEST, _HOTTEST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn: logits over `temperature`, then `top_k`, then `top_p` of what is left.
+
+    temperature: 0 takes the likeliest token, the first of equals; 1 the model's distribution.
+    top_k: only the so many likeliest, the first of equals; None: all.
+    top_p: only the fewest likeliest whose probabilities together reach it; 1: all.
+    seed: of all draws.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self, "temperature", float, 0.0, _HOTTEST, "0 (the likeliest token) or more")
+        if self.top_k is not None:
+            _check(self, "top_k", int, 1, _ALL, "a whole number of 1 or more, or None for all")
+        _check(self, "top_p", float, 0.0, 1.0, "above 0, and at most 1 (all tokens)")
+        if not self.top_p:
+            raise ConfigError(
+                "top_p must lie above 0; got 0; for the likeliest token alone set temperature=0"
+            )
+        _check(self, "seed", int, 0, MAX_SEED, "a whole number in 0..2**63 - 1")
+
+
+@struct.dataclass
+class Samplers:
+    """`Sampling` of each row, as arrays; from `stack`.
+
+    key_B2: uint32, the seed's two halves.
+    temperature_B, top_p_B: float32.
+    top_k_B: int32; where all tokens may be drawn, the largest there is.
+    """
+
+    key_B2: Any
+    temperature_B: Any
+    top_k_B: Any
+    top_p_B: Any
+
+
+def stack(samplings: Sequence[Sampling]) -> Samplers:
+    """One row for each; NumPy arrays."""
+    return Samplers(
+        key_B2=np.array([divmod(s.seed, 1 << 32) for s in samplings], np.uint32),
+        temperature_B=np.array(
+            [s.temperature if s.temperature >= _COLDEST else 0 for s in samplings], np.float32
+        ),
+        top_k_B=np.array([s.top_k or _ALL for s in samplings], np.int32),
+        top_p_B=np.array([s.top_p for s in samplings], np.float32),
+    )
+
+
+@jax.jit
+def sample(logits_BY, drawn_B, samplers: Samplers) -> Array:
+    """Draws one token per row; one program for all ways to draw.
+
+    Args:
+      logits_BY: float32.
+      drawn_B: how often each row was drawn before: each count gives independent randomness.
+
+    Returns:
+      tokens_B, int32: -1 in rows whose logits are not numbers.
+    """
+    peak_BY = jnp.max(logits_BY, axis=-1, keepdims=True)
+    greedy_B = samplers.temperature_B == 0
+    heat_B = jnp.where(greedy_B, 1.0, samplers.temperature_B)
+    scaled_BY = (logits_BY - peak_BY) / heat_B[:, None]  # the likeliest stays finite in any heat
+    noise_BY = jax.vmap(_noise, in_axes=(0, 0, None))(samplers.key_B2, drawn_B, logits_BY.shape[-1])
+    noisy_BY = scaled_BY + jnp.where(greedy_B[:, None], 0.0, noise_BY)
+    is_cut_B = ~greedy_B & ((samplers.top_k_B < logits_BY.shape[-1]) | (samplers.top_p_B < 1))
+    allowed_BY = jax.lax.cond(
+        jnp.any(is_cut_B),  # sorting the vocabulary costs more than all else
+        jax.vmap(_allowed),
+        lambda scaled_BY, *_: jnp.ones(scaled_BY.shape, bool),
+        scaled_BY, samplers.top_k_B, samplers.top_p_B,
+    )  # fmt: skip
+    tokens_B = jnp.argmax(jnp.where(allowed_BY, noisy_BY, -jnp.inf), axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isfinite(peak_BY[:, 0]), tokens_B, -1)
+
+
+def _noise(key_2, drawn, Y):
+    """The likeliest token after adding it is a draw (the Gumbel-max trick)."""
+    key = jax.random.wrap_key_data(key_2, impl="threefry2x32")
+    return jax.random.gumbel(jax.random.fold_in(key, drawn), (Y,), jnp.float32)
+
+
+def _allowed(scaled_Y, top_k, top_p):
+    """Which tokens may be drawn."""
+    order_Y = jnp.argsort(scaled_Y, descending=True, stable=True)
+    rank_Y = jnp.arange(order_Y.size)
+    kept_Y = jnp.where(rank_Y < top_k, scaled_Y[order_Y], -jnp.inf)
+    likelier_Y = jnp.cumsum(jnp.pad(jax.nn.softmax(kept_Y), (1, 0)))[:-1]
+    reached_Y = (likelier_Y >= top_p) & (top_p < 1)
+    within_Y = (rank_Y == 0) | ((rank_Y < top_k) & ~reached_Y)
+    return jnp.zeros(order_Y.shape, bool).at[order_Y].set(within_Y)
+
+
+def _check(sampling: Sampling, name: str, kind: type, low, high, allowed: str):
+    value = getattr(sampling, name)
+    accepted = numbers.Real if kind is float else numbers.Integral
+    if not isinstance(value, accepted) or isinstance(value, bool) or value != value:
+        raise ConfigError(f"{name} must be {allowed}; got {value!r}")
+    if not low <= value <= high:
+        near = min(max(value, low), high)
+        raise ConfigError(f"{name} must be {allowed}; got {value}; the nearest is {near}")
+    object.__setattr__(sampling, name, kind(value))
