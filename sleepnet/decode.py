@@ -91,9 +91,9 @@ def step(params, state, tokens_BT, *, config):
     # Written out, a layer of the stack made here is the buffer it was made from, to the compiler.
     written_out = dataclasses.replace(config, unroll=True)
     logits_BY, state = wake(
-        _stack(params), _stack(state), tokens_BT, config=written_out, logits="last"
+        stacked(params), stacked(state), tokens_BT, config=written_out, logits="last"
     )
-    return logits_BY, _apart(state)
+    return logits_BY, apart(state)
 
 
 @jax.jit
@@ -107,20 +107,20 @@ def unstack_params(params):
 @jax.jit
 def unstack_state(state: WakeState):
     """Every layer in arrays of its own."""
-    return _apart(state)
+    return apart(state)
 
 
 @jax.jit
 def _stack_state(state) -> WakeState:
-    return _stack(state)
+    return stacked(state)
 
 
-def _apart(state: WakeState):
+def apart(state: WakeState):
     """Every array that is stacked over repeats as the list of its layers."""
     return jax.tree.map(lambda x, axis: list(x) if axis == 1 else x, state, cache.batch_axes(state))
 
 
-def _stack(tree) -> Any:
+def stacked(tree) -> Any:
     def is_list(x):
         return isinstance(x, list)
 

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sleepnet import cache
 from sleepnet.config import ModelConfig, choices
@@ -55,11 +57,12 @@ def sleep(
     if axis == "sessions":
         run = _sleep_over_sessions(config, passes, devices)
         rows_B = np.ones(state.window.length_B.shape, bool) if rows_B is None else rows_B
-        split = _split_rows(state, (rows_B,), parts=len(devices))
-        return _join_rows(_home(run(params, *split), state), rows=len(rows_B))
+        split = _spread(_split_rows(state, (rows_B,), parts=len(devices)), devices, axis)
+        return _join_rows(_home(run(replicate(params, devices), *split), state), rows=len(rows_B))
     run = refine_over_window(config, passes, devices)
-    features_PBTD = _split(state.window.features_BLD, len(devices))
-    fast_weights = _home(run(params, at_dusk(state), features_PBTD), state)
+    features_PBTD = _spread(_split(state.window.features_BLD, len(devices)), devices, axis)
+    whole = replicate((params, at_dusk(state)), devices)
+    fast_weights = _home(run(*whole, features_PBTD), state)
     return commit(state, fast_weights, rows_B, config=config)
 
 
@@ -88,9 +91,26 @@ def sleep_from_tokens(
     if axis == "sessions":
         run = _ingest_over_sessions(config, passes, devices)
         split = _split_rows(state, (tokens_BT, length_B), parts=len(devices))
-        return _join_rows(_home(run(params, *split), state), rows=len(length_B))
+        split = _spread(split, devices, axis)
+        return _join_rows(_home(run(replicate(params, devices), *split), state), rows=len(length_B))
     run = _ingest_over_window(config, passes, devices)
-    return _home(run(params, state, _split(tokens_BT, len(devices)), length_B), state)
+    tokens_PBT = _spread(_split(tokens_BT, len(devices)), devices, axis)
+    params, state_there, length_B = replicate((params, state, length_B), devices)
+    return _home(run(params, state_there, tokens_PBT, length_B), state)
+
+
+def replicate(tree, devices: Sequence[Any]):
+    """A tree of arrays with a copy on each device: parameters that are there need not be sent."""
+    return jax.device_put(tree, _over(devices, "window", P()))
+
+
+def _spread(tree, devices, axis: str):
+    """The first axis of every array, one place on each device."""
+    return jax.device_put(tree, _over(devices, axis, P(axis)))
+
+
+def _over(devices, axis: str, spec: P):
+    return NamedSharding(Mesh(np.asarray(devices), (axis,)), spec)
 
 
 def _plan(config: ModelConfig, state: WakeState, T: int, devices, axis):
@@ -168,7 +188,7 @@ def _sleep_over_sessions(config, passes, devices):
     def run(params, state, rows_B):
         return sleep_on_one(params, state, config=config, passes=passes, rows_B=rows_B)
 
-    return jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
+    return jax.pmap(run, axis_name="sessions", in_axes=(None, 0, 0), devices=devices)
 
 
 @functools.lru_cache(maxsize=64)
@@ -178,7 +198,7 @@ def _ingest_over_sessions(config, passes, devices):
             params, state, tokens_BT, config=config, length_B=length_B, passes=passes
         )
 
-    return jax.pmap(run, in_axes=(None, 0, 0, 0), devices=devices)
+    return jax.pmap(run, axis_name="sessions", in_axes=(None, 0, 0, 0), devices=devices)
 
 
 def _split(x_BT, parts):

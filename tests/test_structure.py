@@ -20,7 +20,7 @@ RANKS = {
     "wake": 5,
     "sleep": 6,
     "rollout": 7, "nap": 7, "decode": 7,
-    "parallel": 8, "sharding": 8,
+    "parallel": 8, "sharding": 8, "slots": 8,
     "session": 9, "engine": 9,
     "tasks": 9,
     "training": 10,

@@ -1,0 +1,491 @@
+"""Engine: many minds at once, which come, go, and sleep whenever each must.
+
+    engine = Engine(params, config=config, slots=64)
+    key = engine.submit(prompt, max_new_tokens=100, sampling=Sampling(seed=1))
+    while engine.busy:
+        for event in engine.step():
+            ...  # Drawn(key, token), or Ended(key, ..)
+
+Each scheduling step does a bounded amount of work, in programs of fixed shapes: one token for
+every row that speaks, one piece of what some rows are given to read, and one slice of the sleep of
+a group whose windows are full. So a row waits for a neighbour's sleep no longer than one slice
+takes; and what a row draws is, bit for bit, what it would draw alone in the same engine.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sleepnet import cache, parallel
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.nap import begin_sleep, continue_sleep, finish_sleep
+from sleepnet.sampling import Sampling, stack
+from sleepnet.slots import Slots
+from sleepnet.types import WakeState
+
+LENGTH, STOP, CANCELLED, FAILED = REASONS = ("length", "stop", "cancelled", "failed")
+GREEDY = Sampling(temperature=0)
+
+
+class EngineFull(RuntimeError):  # noqa: N818, it is no error of the engine's
+    """As many sessions wait as may; try again after a `step`."""
+
+
+class Drawn(NamedTuple):
+    """A session has drawn a token."""
+
+    key: int
+    token: int
+
+
+class Ended(NamedTuple):
+    """A session has left its slot.
+
+    reason: "length", "stop", "cancelled", or "failed", which `error` explains.
+    state: where it was to be kept and did not fail: the mind, of one row, that has read all that
+      it was given and all that it drew. `submit` takes it, to go on.
+    """
+
+    key: int
+    reason: str
+    error: str | None = None
+    state: WakeState | None = None
+
+
+class Load(NamedTuple):
+    """How many sessions there are, by what they do."""
+
+    waiting: int
+    reading: int
+    speaking: int
+    asleep: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is taken in.
+
+    waiting: sessions without a slot.
+    prompt: tokens of one submission.
+    new_tokens: to draw, for one submission.
+    """
+
+    waiting: int = 1024
+    prompt: int = 1 << 24
+    new_tokens: int = 1 << 24
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_count(field.name, getattr(self, field.name))
+
+
+@dataclasses.dataclass(eq=False)
+class _Session:
+    key: int
+    unread: np.ndarray
+    to_draw: int
+    sampling: Sampling
+    stop: frozenset[int]
+    keep: bool
+    state: WakeState | None  # to begin with
+    row: int = -1
+    filled: int = 0  # of its window
+    drawn: int = 0
+    reason: str | None = None  # why it ends, once it has read its last token
+    cancelled: bool = False
+
+    @property
+    def speaks(self) -> bool:
+        """Whether all that it has to read is the token that it drew last."""
+        return self.drawn > 0
+
+
+class Engine:
+    """Continuous batching of minds that sleep.
+
+    Compiles all that it will ever run when it is made.
+
+    Args:
+      params: from `init_params`.
+      config: static.
+      slots: B, how many sessions are in memory at once; others wait for one, first come, first
+        served.
+      passes: N of each sleep; `config.passes` by default.
+      work: the bound on what a scheduling step does besides waking: so many tokens are read at
+        most, and so many slept on (each once for every pass). By default `slots` * N: all rows
+        together need `slots` * (N - 1) a step, if each draws a token.
+      group: how many rows sleep, or read a piece, in one program. One wastes nothing where few
+        have to; more keep an accelerator busy where windows are short.
+      devices: which of `jax.local_devices()` sleep, or how many: groups then sleep there whole,
+        under `pmap`, and those awake wait for nothing (if their device is not among them). By
+        default they sleep in slices on the device that wakes.
+      limits: of what is taken in.
+
+    Raises:
+      ConfigError: a size that is none.
+      ValueError: devices that are not there.
+    """
+
+    def __init__(
+        self,
+        params,
+        *,
+        config: ModelConfig,
+        slots: int,
+        passes: int | None = None,
+        work: int | None = None,
+        group: int = 1,
+        devices: int | Sequence[Any] | None = None,
+        limits: Limits | None = None,
+    ):
+        passes = config.passes if passes is None else passes
+        work = slots * passes if work is None else work
+        sizes = {"slots": slots, "passes": passes, "work": work, "group": group}
+        for name, value in sizes.items():
+            _check_count(name, value)
+        self._params, self._config, self._passes = params, config, passes
+        self._limits = limits or Limits()
+        self._slots = Slots(params, config=config, count=slots)
+        self._rows = min(group, slots, work)  # of a piece or a slice
+        self._tokens = min(work // self._rows, config.window)  # of each of them
+        self._at_once = work // (self._rows * self._tokens)  # pieces or slices of a step
+        self._devices = devices
+        self._newborn = cache.init_state(config, 1)
+        self._samplers = stack([GREEDY] * slots)
+        self._keys = 0
+        self._by_key: dict[int, _Session] = {}
+        self._waiting: collections.deque[_Session] = collections.deque()
+        self._in_slot: dict[int, _Session] = {}
+        self._reading: collections.deque[_Session] = collections.deque()
+        self._tired: collections.deque[_Session] = collections.deque()
+        self._asleep: list[_Session] = []
+        self._sleep: Any = None
+        self._stepping, self._lock = threading.Lock(), threading.Lock()
+        self._compile()
+
+    # What callers do, from any thread.
+
+    def submit(
+        self,
+        tokens,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[int] = (),
+        state: WakeState | None = None,
+        keep: bool = False,
+    ) -> int:
+        """A new session, which will read the tokens and then draw others.
+
+        Args:
+          tokens: int ids, at least one.
+          max_new_tokens: how many to draw; 0 to read alone.
+          sampling: how.
+          stop: ids of which one, drawn, is the last.
+          state: the mind to go on from, of one row; a newborn one by default.
+          keep: whether `Ended` should have the mind.
+
+        Returns:
+          The session's key.
+
+        Raises:
+          ValueError: ids outside the vocabulary, too many of them, or a state of another config.
+          EngineFull: as many wait as may.
+        """
+        tokens = self._checked(tokens)
+        whole = hasattr(max_new_tokens, "__index__") and not isinstance(max_new_tokens, bool)
+        if not whole or not 0 <= max_new_tokens <= self._limits.new_tokens:
+            raise ValueError(
+                f"max_new_tokens must be a whole number in 0..{self._limits.new_tokens}; "
+                f"got {max_new_tokens!r}"
+            )
+        if state is not None:
+            cache.check_state(self._config, state)
+            if (rows := state.window.length_B.shape[0]) != 1:
+                raise ValueError(f"a session is one mind; got a state of {rows} rows")
+        with self._lock:
+            if len(self._waiting) >= self._limits.waiting:
+                raise EngineFull(
+                    f"{len(self._waiting)} sessions wait for one of {self._slots.count} slots, and "
+                    f"no more may (limits.waiting): submit again after a step"
+                )
+            session = _Session(
+                self._keys, tokens, max_new_tokens, sampling, frozenset(stop), keep, state
+            )
+            self._keys += 1
+            self._by_key[session.key] = session
+            self._waiting.append(session)
+        return session.key
+
+    def cancel(self, key: int):
+        """Ends a session at the next step.
+
+        Raises:
+          KeyError: no such session, or it has ended.
+        """
+        with self._lock:
+            if key not in self._by_key:
+                raise KeyError(f"no session {key}: it has ended, or never was")
+            self._by_key[key].cancelled = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are sessions."""
+        return bool(self._by_key)
+
+    @property
+    def load(self) -> Load:
+        """What the sessions do."""
+        asleep, reading = len(self._asleep) + len(self._tired), len(self._reading)
+        return Load(
+            waiting=len(self._waiting), reading=reading,
+            speaking=len(self._in_slot) - asleep - reading, asleep=asleep,
+        )  # fmt: skip
+
+    def run(self) -> Iterator[Drawn | Ended]:
+        """Steps until no session is left."""
+        while self.busy:
+            yield from self.step()
+
+    def step(self) -> list[Drawn | Ended]:
+        """One scheduling step: bounded work for everybody.
+
+        Raises:
+          RuntimeError: another thread is in a step.
+        """
+        with self._alone():
+            events: list[Drawn | Ended] = []
+            self._end_cancelled(events)
+            self._admit()
+            self._sleep_on()
+            # All is under way before the first is waited for.
+            for places, drawn in [self._speak(), *(self._read() for _ in range(self._at_once))]:
+                drawn = np.asarray(drawn)
+                for session, place in places.items():
+                    self._heard(session, int(drawn[place]), events)
+            return events
+
+    # A scheduling step, in its order.
+
+    def _end_cancelled(self, events):
+        with self._lock:
+            cancelled = [session for session in self._by_key.values() if session.cancelled]
+        for session in cancelled:
+            if session not in self._asleep:  # else its place in the group is taken until it wakes
+                self._end(session, CANCELLED, events)
+
+    def _admit(self):
+        free = (row for row in range(self._slots.count) if row not in self._in_slot)
+        with self._lock:
+            pairs = list(zip(free, list(self._waiting), strict=False))
+            for _ in pairs:
+                self._waiting.popleft()
+        for row, session in pairs:
+            state = self._newborn if session.state is None else session.state
+            self._slots.put([row], state)
+            session.row, session.filled = row, int(state.window.length_B[0])
+            session.state = None
+            self._in_slot[row] = session
+            for of_all, own in zip(
+                jax.tree.leaves(self._samplers), jax.tree.leaves(stack([session.sampling])),
+                strict=True,
+            ):  # fmt: skip
+                of_all[row] = own[0]
+            self._wakes(session)
+
+    def _sleep_on(self):
+        """Slices of the sleep of a group; a group may end, and the next begin."""
+        for _ in range(self._at_once):
+            if self._sleep is None:
+                if not self._tired:
+                    return
+                count = min(self._rows, len(self._tired))
+                self._asleep = [self._tired.popleft() for _ in range(count)]
+                rows = [session.row for session in self._asleep]
+                self._sleep = self._begin(self._slots.take(rows, self._rows))
+            if (state := self._sleep.go_on()) is not None:
+                self._slots.put([session.row for session in self._asleep], state)
+                for session in self._asleep:
+                    session.filled = 0
+                    self._wakes(session)
+                self._asleep, self._sleep = [], None
+
+    def _begin(self, state: WakeState):
+        # All windows are full: known without waiting for the device.
+        full_B = np.full(self._rows, self._config.window, np.int32)
+        window = dataclasses.replace(state.window, length_B=full_B)
+        state = dataclasses.replace(state, window=window)
+        if self._devices is None:
+            return _InSlices(self._params, state, self._config, self._passes, self._tokens)
+        return _Elsewhere(self._params, state, self._config, self._passes, self._devices)
+
+    def _speak(self):
+        """A token for every row that speaks."""
+        rows = {s: s.row for s in self._in_slot.values() if s.speaks and not self._is_full(s)}
+        if not rows:
+            return rows, ()
+        tokens_B, draw_B = np.zeros((2, self._slots.count), np.int32)
+        reads_B = np.zeros(self._slots.count, bool)
+        for session, row in rows.items():
+            tokens_B[row], draw_B[row], reads_B[row] = session.unread[0], session.drawn, True
+            self._has_read(session, 1)
+        return rows, self._slots.read_one(tokens_B, reads_B, draw_B, self._samplers)
+
+    def _read(self):
+        """A piece of a window in some of the rows that have more to read; they take turns."""
+        count = min(self._rows, len(self._reading))
+        if not count:
+            return {}, ()
+        sessions = [self._reading.popleft() for _ in range(count)]
+        tokens_QT = np.zeros((self._rows, self._tokens), np.int32)
+        length_Q, draw_Q = np.zeros((2, self._rows), np.int32)
+        samplers = stack([s.sampling for s in sessions] + [GREEDY] * (self._rows - count))
+        for i, session in enumerate(sessions):
+            piece = session.unread[: self._piece_of(session)]
+            tokens_QT[i, : len(piece)], length_Q[i], draw_Q[i] = piece, len(piece), session.drawn
+            self._has_read(session, len(piece))
+        drawn_Q = self._slots.read_piece(
+            [session.row for session in sessions], tokens_QT, length_Q, draw_Q, samplers
+        )
+        return {session: i for i, session in enumerate(sessions)}, drawn_Q
+
+    def _heard(self, session: _Session, token: int, events):
+        """What follows from what a row has read, and would draw now."""
+        if token < 0:
+            error = "its logits are not numbers: its state or the parameters are damaged"
+            self._end(session, FAILED, events, error)
+        elif len(session.unread):
+            self._wakes(session)
+        elif session.reason is not None:
+            self._end(session, session.reason, events)
+        elif not session.to_draw:
+            self._end(session, LENGTH, events)
+        else:
+            session.drawn += 1
+            session.to_draw -= 1
+            events.append(Drawn(session.key, token))
+            stops = token in session.stop
+            session.reason = STOP if stops else None if session.to_draw else LENGTH
+            session.unread = np.array([token], np.int32)
+            if session.reason is not None and not session.keep:
+                self._end(session, session.reason, events)
+            else:
+                self._wakes(session)
+
+    # What becomes of a session.
+
+    def _wakes(self, session: _Session):
+        """Into the queue of what it does next; it has something to read."""
+        if self._is_full(session):
+            self._tired.append(session)
+        elif not session.speaks:
+            self._reading.append(session)
+
+    def _is_full(self, session: _Session) -> bool:
+        return session.filled == self._config.window
+
+    def _piece_of(self, session: _Session) -> int:
+        """Pieces lie alike in every window, whatever the neighbours do."""
+        end = (session.filled // self._tokens + 1) * self._tokens
+        return min(end, self._config.window) - session.filled
+
+    def _has_read(self, session: _Session, count: int):
+        session.unread = session.unread[count:]
+        session.filled += count
+
+    def _end(self, session: _Session, reason: str, events, error: str | None = None):
+        state = None
+        if session.keep and reason in (LENGTH, STOP):
+            state = self._slots.take([session.row], 1)
+        for queue in (self._reading, self._tired):
+            if session in queue:
+                queue.remove(session)
+        with self._lock:
+            if session in self._waiting:
+                self._waiting.remove(session)
+            del self._by_key[session.key]
+        if session.row >= 0:
+            del self._in_slot[session.row]
+        events.append(Ended(session.key, reason, error, state))
+
+    # Beside the work.
+
+    def _checked(self, tokens) -> np.ndarray:
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
+            raise ValueError(
+                f"tokens must be a list of whole numbers; got {tokens.dtype} of shape "
+                f"{tokens.shape}"
+            )
+        if not 1 <= tokens.size <= self._limits.prompt:
+            raise ValueError(
+                f"a submission has 1 to {self._limits.prompt} tokens (limits.prompt); "
+                f"got {tokens.size}"
+            )
+        for place in np.flatnonzero((tokens < 0) | (tokens >= self._config.vocab_size)):
+            raise ValueError(
+                f"token id {tokens[place]} at place {place} is outside the vocabulary: ids lie in "
+                f"0..{self._config.vocab_size - 1}"
+            )
+        return tokens.astype(np.int32)
+
+    @contextlib.contextmanager
+    def _alone(self):
+        if not self._stepping.acquire(blocking=False):
+            raise RuntimeError("another thread is in a step of this engine: one at a time")
+        try:
+            yield
+        finally:
+            self._stepping.release()
+
+    def _compile(self):
+        """Runs every program once, on nobody."""
+        B, Q = self._slots.count, self._rows
+        nothing_B, nothing_Q = np.zeros(B, np.int32), np.zeros(Q, np.int32)
+        self._slots.read_one(nothing_B, nothing_B > 0, nothing_B, self._samplers)
+        self._slots.read_piece(
+            [], np.zeros((Q, self._tokens), np.int32), nothing_Q, nothing_Q, stack([GREEDY] * Q)
+        )
+        self._slots.put([], self._slots.take([], 1))
+        sleep = self._begin(self._slots.take([], Q))
+        while (state := sleep.go_on()) is None:
+            pass
+        self._slots.put([], state)
+
+
+class _InSlices:
+    """A group asleep on the device that wakes, a slice for each scheduling step."""
+
+    def __init__(self, params, state: WakeState, config, passes, tokens):
+        self._params, self._state, self._tokens = params, state, tokens
+        self._nap = begin_sleep(state, config=config, passes=passes)
+
+    def go_on(self) -> WakeState | None:
+        """The group's minds, once all is done."""
+        if not self._nap.done:
+            self._nap = continue_sleep(self._params, self._nap, tokens=self._tokens)
+        return finish_sleep(self._nap, self._state) if self._nap.done else None
+
+
+class _Elsewhere:
+    """A group asleep on devices of its own, all of its sleep at once."""
+
+    def __init__(self, params, state: WakeState, config, passes, devices):
+        self._state = parallel.sleep(params, state, config=config, passes=passes, devices=devices)
+
+    def go_on(self) -> WakeState | None:
+        """As `_InSlices.go_on`; waits for nothing."""
+        done = all(x.is_ready() for x in jax.tree.leaves(self._state))
+        return self._state if done else None
+
+
+def _check_count(name: str, value):
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ConfigError(f"{name} must be a whole number of 1 or more; got {value!r}")

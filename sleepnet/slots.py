@@ -1,0 +1,119 @@
+"""Slots: a fixed number of minds side by side on one device, each read, replaced or taken alone.
+
+Every program has one shape, whichever rows it is for, so that nothing compiles while minds come
+and go, and a row's bits do not depend on the others. The state is updated in place.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sleepnet import cache
+from sleepnet.config import ModelConfig
+from sleepnet.decode import apart, stacked, unstack_params, unstack_state
+from sleepnet.sampling import Samplers, sample
+from sleepnet.types import Array, WakeState
+from sleepnet.wake import wake
+
+
+class Slots:
+    """The minds of a batch of B rows; rows in use are the caller's book to keep.
+
+    Holds a copy of the parameters to read one token with, and the caller's own for the rest.
+
+    Args:
+      params: from `init_params`.
+      config: static.
+      count: B.
+    """
+
+    def __init__(self, params, *, config: ModelConfig, count: int):
+        self._config, self._params = config, params
+        self._params_of_one = unstack_params(params)
+        self._state = unstack_state(cache.init_state(config, count))
+        self.count = count
+
+    def read_one(self, tokens_B, reads_B, draw_B, samplers: Samplers) -> Array:
+        """Reads a token in the rows that do, and draws what comes next.
+
+        Args:
+          tokens_B: int32.
+          reads_B: bool; other rows stay bit for bit.
+          draw_B, samplers: as for `sample`.
+
+        Returns:
+          tokens_B, int32: -1 where the logits are not numbers.
+        """
+        drawn_B, self._state = _read_one(
+            self._params_of_one, self._state, tokens_B, reads_B, draw_B, samplers,
+            config=dataclasses.replace(self._config, unroll=True),  # see decode.step
+        )  # fmt: skip
+        return drawn_B
+
+    def read_piece(
+        self, rows: Sequence[int], tokens_QT, length_Q, draw_Q, samplers: Samplers
+    ) -> Array:
+        """Reads a piece of a window in each of Q or fewer rows, and draws what comes next.
+
+        Args:
+          rows: which, all different.
+          tokens_QT, length_Q: as for `wake`; those beyond `rows` are padding.
+          draw_Q, samplers: as for `sample`.
+
+        Returns:
+          tokens_Q, as `read_one`.
+        """
+        drawn_Q, self._state = _read_piece(
+            self._params, self._state, self._padded(rows, len(length_Q)), tokens_QT, length_Q,
+            draw_Q, samplers, config=self._config,
+        )  # fmt: skip
+        return drawn_Q
+
+    def take(self, rows: Sequence[int], count: int) -> WakeState:
+        """A copy of the minds of some rows, as a batch of `count`; padding is newborn."""
+        return _take(self._state, self._padded(rows, count), config=self._config)
+
+    def put(self, rows: Sequence[int], state: WakeState):
+        """Replaces the minds of some rows by the first of a batch."""
+        count = state.window.length_B.shape[0]
+        self._state = _put(self._state, self._padded(rows, count), state)
+
+    def _padded(self, rows, count) -> np.ndarray:
+        """Rows that do not exist behind those that do."""
+        return np.array([*rows, *[self.count] * (count - len(rows))], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def _read_one(params, state, tokens_B, reads_B, draw_B, samplers, *, config):
+    logits_BY, state = wake(
+        stacked(params), stacked(state), tokens_B[:, None], config=config,
+        length_B=reads_B.astype(np.int32), logits="last",
+    )  # fmt: skip
+    return sample(logits_BY, draw_B, samplers), apart(state)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def _read_piece(params, state, rows_Q, tokens_QT, length_Q, draw_Q, samplers, *, config):
+    some = stacked(jax.tree.map(lambda x: x.at[rows_Q].get(mode="clip"), state))
+    logits_QY, some = wake(params, some, tokens_QT, config=config, length_B=length_Q, logits="last")
+    return sample(logits_QY, draw_Q, samplers), _replaced(state, rows_Q, apart(some))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _take(state, rows_Q, *, config):
+    some = stacked(jax.tree.map(lambda x: x.at[rows_Q].get(mode="clip"), state))
+    exists_Q = rows_Q < state.window.length_B.shape[0]
+    return cache.select_states(exists_Q, some, cache.init_state(config, rows_Q.shape[0]))
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _put(state, rows_Q, some: WakeState):
+    return _replaced(state, rows_Q, apart(some))
+
+
+def _replaced(state, rows_Q, some):
+    """Layers apart, the batch is the first axis of every array."""
+    return jax.tree.map(lambda x, new: x.at[rows_Q].set(new, mode="drop"), state, some)

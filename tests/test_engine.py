@@ -1,0 +1,302 @@
+"""What a session of `Engine` may rely on, whoever is beside it."""
+
+import dataclasses
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sleepnet
+from sleepnet.config import ConfigError
+from sleepnet.engine import (
+    CANCELLED,
+    FAILED,
+    LENGTH,
+    STOP,
+    Drawn,
+    Ended,
+    Engine,
+    EngineFull,
+    Limits,
+)
+from sleepnet.sampling import Sampling, sample, stack
+
+CONFIG = sleepnet.ModelConfig(
+    vocab_size=16, pattern="G[AG]G", d_model=16, num_heads=2, window=8, passes=3,
+    init_embedding_std=1.0,
+)  # fmt: skip
+SLOTS = 4
+
+
+@pytest.fixture(scope="module")
+def params():
+    return sleepnet.init_params(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def engine(params):
+    """For tests that leave it without sessions."""
+    return Engine(params, config=CONFIG, slots=SLOTS)
+
+
+def prompt(seed, size):
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, size)
+
+
+def run(engine, **submissions):
+    """name -> (tokens drawn, Ended) of sessions that are all submitted at once."""
+    keys = {
+        engine.submit(tokens, **options): name for name, (tokens, options) in submissions.items()
+    }
+    drawn, ended = {name: [] for name in submissions}, {}
+    for event in engine.run():
+        if isinstance(event, Drawn):
+            drawn[keys[event.key]].append(event.token)
+        else:
+            ended[keys[event.key]] = event
+    return {name: (drawn[name], ended[name]) for name in submissions}
+
+
+def alone(engine, tokens, **options):
+    return run(engine, it=(tokens, options))["it"]
+
+
+def assert_same_minds(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def by_hand(params, config, tokens, count, sampling):
+    """One mind, read token by token with `wake`, that sleeps at every boundary."""
+    state, unread, drawn = sleepnet.init_state(config, 1), list(tokens), []
+    while unread:
+        if state.window.length_B[0] == config.window:
+            state = sleepnet.sleep(params, state, config=config)
+        logits, state = sleepnet.wake(
+            params, state, np.array([[unread.pop(0)]]), config=config, logits="last"
+        )
+        if not unread and len(drawn) < count:
+            draw = sample(logits, np.array([len(drawn)], np.uint32), stack([sampling]))
+            drawn.append(int(draw[0]))
+            unread.append(drawn[-1])
+    return drawn, state
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"eviction": "sliding", "conv_carry": True, "pattern": "AG"}, {"passes": 1}],
+    ids=["with prelude and coda", "sliding", "no sleep but eviction"],
+)
+def test_a_session_draws_what_its_mind_would(params, changes):
+    """And leaves the mind that has read all of it."""
+    config = dataclasses.replace(CONFIG, **changes)
+    params = params if not changes else sleepnet.init_params(config, jax.random.key(1))
+    engine = Engine(params, config=config, slots=2)
+    sampling = Sampling(temperature=0.9, top_k=12, seed=5)
+    drawn, ended = alone(engine, prompt(0, 21), max_new_tokens=20, sampling=sampling, keep=True)
+    expected, state = by_hand(params, config, prompt(0, 21), 20, sampling)
+    assert drawn == expected and ended.reason == LENGTH
+    for a, b in zip(jax.tree.leaves(ended.state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_session_is_bit_equal_to_itself_alone(engine, seed):
+    """Sessions of random lengths that join at random steps, are cancelled, and sleep when each
+    must: tokens drawn, and the minds that stay."""
+    rng = np.random.default_rng(seed)
+    plans = {}
+    for i in range(12):
+        options = {
+            "max_new_tokens": int(rng.integers(0, 25)),
+            "sampling": Sampling(temperature=float(rng.choice([0.0, 1.0])), seed=i),
+            "keep": True,
+        }
+        plans[i] = (prompt(100 * seed + i, int(rng.integers(1, 40))), options)
+    waiting, keys, drawn, ended = list(plans), {}, {i: [] for i in plans}, {}
+    cancelled = set(rng.choice(12, 3, replace=False).tolist())
+    while waiting or engine.busy:
+        if waiting and (rng.random() < 0.3 or not engine.busy):
+            i = waiting.pop()
+            keys[engine.submit(plans[i][0], **plans[i][1])] = i
+        for key, i in keys.items():
+            if i in cancelled and i not in ended and rng.random() < 0.1:
+                engine.cancel(key)
+        for event in engine.step():
+            if isinstance(event, Drawn):
+                drawn[keys[event.key]].append(event.token)
+            else:
+                ended[keys[event.key]] = event
+    for i, (tokens, options) in plans.items():
+        expected, by_itself = alone(engine, tokens, **options)
+        assert drawn[i] == expected[: len(drawn[i])]
+        if ended[i].reason != CANCELLED:
+            assert len(drawn[i]) == len(expected)
+            assert_same_minds(ended[i].state, by_itself.state)
+
+
+def test_a_mind_that_was_kept_goes_on_bit_equal(engine):
+    """As if all had been read in one submission, where the pieces are the same."""
+    first, second = prompt(1, 2 * CONFIG.window), prompt(2, 5)
+    options = {"max_new_tokens": 12, "sampling": Sampling(seed=3)}
+    _, read = alone(engine, first, max_new_tokens=0, keep=True)
+    went_on = alone(engine, second, state=read.state, **options)
+    assert went_on[0] == alone(engine, np.concatenate([first, second]), **options)[0]
+
+
+def test_neighbours_draw_a_token_in_every_step_in_which_another_sleeps(params):
+    """However little work a step may do."""
+    engine = Engine(params, config=CONFIG, slots=2, work=1)
+    sleeper = engine.submit(prompt(3, 4 * CONFIG.window), max_new_tokens=1)
+    while not engine.load.asleep:
+        engine.step()
+    speaker = engine.submit(prompt(4, 1), max_new_tokens=CONFIG.window)
+    events = [engine.step() for _ in range(CONFIG.window)]
+    assert all(any(event.key == speaker for event in step) for step in events)
+    assert engine.load.asleep == 1
+    assert [event.key for event in engine.run()] == [sleeper] * 2
+
+
+def test_devices_of_their_own_sleep_for_the_rows(params, engine):
+    """Under pmap; what is drawn is the same."""
+    with_devices = Engine(params, config=CONFIG, slots=SLOTS, devices=jax.local_devices()[1:3])
+    plans = {
+        name: (prompt(i, 20), {"max_new_tokens": 15, "sampling": Sampling(seed=i), "keep": True})
+        for i, name in enumerate("abcdef")
+    }
+    here, there = run(engine, **plans), run(with_devices, **plans)
+    for name in plans:
+        assert there[name][0] == here[name][0]
+        for a, b in zip(*(jax.tree.leaves(x[name][1].state) for x in (here, there)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
+
+
+def test_a_row_that_fails_ends_alone(engine):
+    """Bit for bit: the others draw what they draw without it."""
+    newborn = sleepnet.init_state(CONFIG, 1)
+    sick = jax.tree.map(
+        lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x, newborn
+    )
+    plan = (prompt(5, 11), {"max_new_tokens": 20, "sampling": Sampling(seed=1)})
+    both = run(engine, sick=(prompt(6, 3), {"max_new_tokens": 9, "state": sick}), well=plan)
+    assert both["sick"][1].reason == FAILED and not both["sick"][0]
+    assert "logits are not numbers" in both["sick"][1].error
+    assert both["well"] == (alone(engine, plan[0], **plan[1])[0], both["well"][1])
+    assert both["well"][1].reason == LENGTH
+
+
+def test_a_stop_token_is_the_last(engine):
+    drawn, _ = alone(engine, prompt(7, 3), max_new_tokens=20, sampling=Sampling(seed=2))
+    stop = drawn[5]
+    until, ended = alone(
+        engine, prompt(7, 3), max_new_tokens=20, sampling=Sampling(seed=2), stop=[stop]
+    )
+    assert until == drawn[: drawn.index(stop) + 1] and ended.reason == STOP
+
+
+def test_who_comes_first_is_served_first_and_long_prompts_hold_up_nobody(params):
+    """Slots are given in the order of submission; readers take turns, piece by piece."""
+    engine = Engine(params, config=CONFIG, slots=2, work=1)
+    long = engine.submit(prompt(8, 60), max_new_tokens=1)
+    short = engine.submit(prompt(9, 6), max_new_tokens=1)
+    third = engine.submit(prompt(9, 3), max_new_tokens=1)
+    order = [event.key for event in engine.run() if isinstance(event, Ended)]
+    assert order == [short, third, long]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 12])
+def test_a_session_can_be_cancelled_in_whatever_it_does(engine, steps):
+    """Waiting, reading, asleep or speaking; its slot is free again."""
+    keys = [engine.submit(prompt(i, 12), max_new_tokens=30) for i in range(SLOTS + 1)]
+    for _ in range(steps):
+        engine.step()
+    for key in keys:
+        engine.cancel(key)
+    ended = {event.key: event.reason for event in engine.run() if isinstance(event, Ended)}
+    assert ended == dict.fromkeys(keys, CANCELLED)
+    assert sum(engine.load) == 0
+    with pytest.raises(KeyError, match="has ended, or never was"):
+        engine.cancel(keys[0])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        ([3, 16], {}, r"token id 16 at place 1 .* ids lie in 0\.\.15"),
+        ([], {}, r"1 to 30 tokens \(limits.prompt\); got 0"),
+        (list(range(16)) * 2, {}, r"1 to 30 tokens \(limits.prompt\); got 32"),
+        ([1.5], {}, "whole numbers"),
+        ([1], {"max_new_tokens": 41}, r"in 0\.\.40; got 41"),
+        ([1], {"max_new_tokens": True}, r"in 0\.\.40; got True"),
+    ],
+)
+def test_bad_input_is_refused_and_the_engine_goes_on(params, tokens, options, message):
+    limited = _limited(params)
+    with pytest.raises(ValueError, match=message):
+        limited.submit(tokens, **{"max_new_tokens": 3} | options)
+    assert not limited.busy
+    assert len(alone(limited, [1], max_new_tokens=3)[0]) == 3
+
+
+def test_a_state_of_another_model_or_of_two_minds_is_refused(engine):
+    other = dataclasses.replace(CONFIG, d_model=32)
+    for state, message in (
+        (sleepnet.init_state(other, 1), "made for another config"),
+        (sleepnet.init_state(CONFIG, 2), "got a state of 2 rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit([1], max_new_tokens=1, state=state)
+
+
+def test_more_than_may_wait_are_sent_back(params):
+    limited = _limited(params)
+    for _ in range(2):
+        limited.submit([1], max_new_tokens=1)
+    with pytest.raises(EngineFull, match=r"2 sessions wait .* submit again after a step"):
+        limited.submit([1], max_new_tokens=1)
+    limited.step()
+    limited.submit([1], max_new_tokens=1)
+    assert sum(isinstance(event, Ended) for event in limited.run()) >= 2
+
+
+def _limited(params):
+    limits = Limits(waiting=2, prompt=30, new_tokens=40)
+    if "limited" not in _ENGINES:
+        _ENGINES["limited"] = Engine(params, config=CONFIG, slots=2, limits=limits)
+    engine = _ENGINES["limited"]
+    for _ in engine.run():
+        pass
+    return engine
+
+
+_ENGINES: dict[str, Engine] = {}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"slots": 0}, "slots must be .* got 0"), ({"slots": 1, "work": 0}, "work must be .* got 0"),
+     ({"slots": 1, "passes": 1.5}, "passes must be .* got 1.5")],
+)  # fmt: skip
+def test_a_size_that_is_none_is_refused(params, sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        Engine(params, config=CONFIG, **sizes)
+
+
+def test_two_threads_do_not_step_at_once(engine, monkeypatch):
+    entered, leave = threading.Event(), threading.Event()
+
+    def admit():
+        entered.set()
+        leave.wait(30)
+
+    monkeypatch.setattr(engine, "_admit", admit)
+    thread = threading.Thread(target=engine.step)
+    thread.start()
+    assert entered.wait(30)
+    with pytest.raises(RuntimeError, match="another thread is in a step"):
+        engine.step()
+    leave.set()
+    thread.join()
+    engine.step()
