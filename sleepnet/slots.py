@@ -32,6 +32,7 @@ class Slots:
 
     def __init__(self, params, *, config: ModelConfig, count: int):
         self._config, self._params = config, params
+        self._written_out = dataclasses.replace(config, unroll=True)  # see decode.step
         self._params_of_one = unstack_params(params)
         self._state = unstack_state(cache.init_state(config, count))
         self.count = count
@@ -49,7 +50,7 @@ class Slots:
         """
         drawn_B, self._state = _read_one(
             self._params_of_one, self._state, tokens_B, reads_B, draw_B, samplers,
-            config=dataclasses.replace(self._config, unroll=True),  # see decode.step
+            config=self._written_out,
         )  # fmt: skip
         return drawn_B
 

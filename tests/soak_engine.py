@@ -4,10 +4,10 @@
 
 Sessions of random lengths are submitted, most are left to end, some are cancelled at random
 moments, some are kept and go on as new ones, some fail (their minds are made of NaN), and now and
-then more come than may wait. Watched: every session ends, for the right reason and with as many tokens as it
-asked for; none takes longer than the work before it explains; memory and the number of live arrays
-stay what they were after the first minute; and one session in a hundred is run again alone and must
-draw the same tokens.
+then more come than may wait. Watched: every session ends, for the right reason and with as many
+tokens as it asked for; none takes longer than the work before it explains; memory and the number of
+live arrays stay what they were after the first minute; and one session in a hundred is run again,
+beside whoever is there then, and must draw the same tokens.
 """
 
 import argparse
