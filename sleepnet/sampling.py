@@ -76,12 +76,12 @@ def stack(samplings: Sequence[Sampling]) -> Samplers:
 
 
 @jax.jit
-def sample(logits_BY, drawn_B, samplers: Samplers) -> Array:
+def sample(logits_BY, draw_B, samplers: Samplers) -> Array:
     """Draws one token per row; one program for all ways to draw.
 
     Args:
       logits_BY: float32.
-      drawn_B: how often each row was drawn before: each count gives independent randomness.
+      draw_B: uint32, the number of each row's draw: each has randomness of its own.
 
     Returns:
       tokens_B, int32: -1 in rows whose logits are not numbers.
@@ -90,7 +90,7 @@ def sample(logits_BY, drawn_B, samplers: Samplers) -> Array:
     greedy_B = samplers.temperature_B == 0
     heat_B = jnp.where(greedy_B, 1.0, samplers.temperature_B)
     scaled_BY = (logits_BY - peak_BY) / heat_B[:, None]  # the likeliest stays finite in any heat
-    noise_BY = jax.vmap(_noise, in_axes=(0, 0, None))(samplers.key_B2, drawn_B, logits_BY.shape[-1])
+    noise_BY = jax.vmap(_noise, in_axes=(0, 0, None))(samplers.key_B2, draw_B, logits_BY.shape[-1])
     noisy_BY = scaled_BY + jnp.where(greedy_B[:, None], 0.0, noise_BY)
     is_cut_B = ~greedy_B & ((samplers.top_k_B < logits_BY.shape[-1]) | (samplers.top_p_B < 1))
     allowed_BY = jax.lax.cond(
@@ -103,10 +103,10 @@ def sample(logits_BY, drawn_B, samplers: Samplers) -> Array:
     return jnp.where(jnp.isfinite(peak_BY[:, 0]), tokens_B, -1)
 
 
-def _noise(key_2, drawn, Y):
+def _noise(key_2, draw, Y):
     """The likeliest token after adding it is a draw (the Gumbel-max trick)."""
     key = jax.random.wrap_key_data(key_2, impl="threefry2x32")
-    return jax.random.gumbel(jax.random.fold_in(key, drawn), (Y,), jnp.float32)
+    return jax.random.gumbel(jax.random.fold_in(key, draw), (Y,), jnp.float32)
 
 
 def _allowed(scaled_Y, top_k, top_p):
