@@ -16,7 +16,7 @@ import collections
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +24,10 @@ import numpy as np
 
 from sleepnet import cache, parallel
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.mind_file import Mind
 from sleepnet.nap import begin_sleep, continue_sleep, finish_sleep
 from sleepnet.sampling import Sampling, stack
+from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
 from sleepnet.types import WakeState
 
@@ -48,14 +50,14 @@ class Ended(NamedTuple):
     """A session has left its slot.
 
     reason: "length", "stop", "cancelled", or "failed", which `error` explains.
-    state: where it was to be kept and did not fail: the mind, of one row, that has read all that
-      it was given and all that it drew. `submit` takes it, to go on.
+    mind: where it was to be kept, and ended by length or stop: it has read all that it was given
+      and all that it drew. `submit` takes it, to go on.
     """
 
     key: int
     reason: str
     error: str | None = None
-    state: WakeState | None = None
+    mind: Mind | None = None
 
 
 class Load(NamedTuple):
@@ -90,20 +92,17 @@ class _Session:
     key: int
     unread: np.ndarray
     to_draw: int
-    sampling: Sampling
     stop: frozenset[int]
     keep: bool
-    state: WakeState | None  # to begin with
+    mind: Mind  # as it came
+    tokens: list[int]  # of its window
+    position: int  # tokens read in its life
+    sleeps: int  # in its life
+    logits_Y: Any = None  # behind the last token of a window or of all, if it is kept
+    opening_Y: Any = None
     row: int = -1
-    filled: int = 0  # of its window
-    drawn: int = 0
-    reason: str | None = None  # why it ends, once it has read its last token
+    speaks: bool = False  # all that it has to read is the token that it drew last
     cancelled: bool = False
-
-    @property
-    def speaks(self) -> bool:
-        """Whether all that it has to read is the token that it drew last."""
-        return self.drawn > 0
 
 
 class Engine:
@@ -156,7 +155,9 @@ class Engine:
         self._tokens = min(work // self._rows, config.window)  # of each of them
         self._at_once = work // (self._rows * self._tokens)  # pieces or slices of a step
         self._devices = devices
-        self._newborn = cache.init_state(config, 1)
+        self._newborn = Mind(
+            state=cache.init_state(config, 1), policy=FixedPasses(passes), sampling=GREEDY
+        )
         self._samplers = stack([GREEDY] * slots)
         self._keys = 0
         self._by_key: dict[int, _Session] = {}
@@ -176,9 +177,9 @@ class Engine:
         tokens,
         *,
         max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[int] = (),
-        state: WakeState | None = None,
+        sampling: Sampling | None = None,
+        stop: Collection[int] = (),
+        mind: Mind | None = None,
         keep: bool = False,
     ) -> int:
         """A new session, which will read the tokens and then draw others.
@@ -186,16 +187,17 @@ class Engine:
         Args:
           tokens: int ids, at least one.
           max_new_tokens: how many to draw; 0 to read alone.
-          sampling: how.
-          stop: ids of which one, drawn, is the last.
-          state: the mind to go on from, of one row; a newborn one by default.
+          sampling: how; by default the mind's, or the likeliest token. As in a `Session`, the draw
+            behind n tokens of life takes its randomness from the seed and n.
+          stop: ids that end it: drawn, but neither read nor given out.
+          mind: to go on from; newborn by default.
           keep: whether `Ended` should have the mind.
 
         Returns:
           The session's key.
 
         Raises:
-          ValueError: ids outside the vocabulary, too many of them, or a state of another config.
+          ValueError: ids outside the vocabulary, too many of them, or a mind of another config.
           EngineFull: as many wait as may.
         """
         tokens = self._checked(tokens)
@@ -205,10 +207,11 @@ class Engine:
                 f"max_new_tokens must be a whole number in 0..{self._limits.new_tokens}; "
                 f"got {max_new_tokens!r}"
             )
-        if state is not None:
-            cache.check_state(self._config, state)
-            if (rows := state.window.length_B.shape[0]) != 1:
-                raise ValueError(f"a session is one mind; got a state of {rows} rows")
+        mind = mind or self._newborn
+        cache.check_state(self._config, mind.state)
+        if (rows := mind.state.window.length_B.shape[0]) != 1:
+            raise ValueError(f"a session is one mind; got a state of {rows} rows")
+        mind = dataclasses.replace(mind, sampling=sampling or mind.sampling)
         with self._lock:
             if len(self._waiting) >= self._limits.waiting:
                 raise EngineFull(
@@ -216,8 +219,9 @@ class Engine:
                     f"no more may (limits.waiting): submit again after a step"
                 )
             session = _Session(
-                self._keys, tokens, max_new_tokens, sampling, frozenset(stop), keep, state
-            )
+                self._keys, tokens, max_new_tokens, frozenset(stop), keep, mind,
+                list(mind.tokens), mind.position, mind.sleeps,
+            )  # fmt: skip
             self._keys += 1
             self._by_key[session.key] = session
             self._waiting.append(session)
@@ -265,9 +269,12 @@ class Engine:
             self._admit()
             self._sleep_on()
             # All is under way before the first is waited for.
-            for places, drawn in [self._speak(), *(self._read() for _ in range(self._at_once))]:
+            read = [self._speak(), *(self._read() for _ in range(self._at_once))]
+            for places, drawn, logits in read:
                 drawn = np.asarray(drawn)
                 for session, place in places.items():
+                    if session.keep and (self._is_full(session) or not len(session.unread)):
+                        session.logits_Y = logits[place]
                     self._heard(session, int(drawn[place]), events)
             return events
 
@@ -287,16 +294,15 @@ class Engine:
             for _ in pairs:
                 self._waiting.popleft()
         for row, session in pairs:
-            state = self._newborn if session.state is None else session.state
-            self._slots.put([row], state)
-            session.row, session.filled = row, int(state.window.length_B[0])
-            session.state = None
+            self._slots.put([row], session.mind.state)
+            session.row, session.opening_Y = row, session.mind.opening_Y
+            session.logits_Y = session.mind.logits_Y
+            # What was put is not held twice.
+            session.mind = dataclasses.replace(session.mind, state=self._newborn.state)
             self._in_slot[row] = session
-            for of_all, own in zip(
-                jax.tree.leaves(self._samplers), jax.tree.leaves(stack([session.sampling])),
-                strict=True,
-            ):  # fmt: skip
-                of_all[row] = own[0]
+            own = jax.tree.leaves(stack([session.mind.sampling]))
+            for of_all, of_one in zip(jax.tree.leaves(self._samplers), own, strict=True):
+                of_all[row] = of_one[0]
             self._wakes(session)
 
     def _sleep_on(self):
@@ -312,7 +318,8 @@ class Engine:
             if (state := self._sleep.go_on()) is not None:
                 self._slots.put([session.row for session in self._asleep], state)
                 for session in self._asleep:
-                    session.filled = 0
+                    session.tokens, session.opening_Y = [], session.logits_Y
+                    session.sleeps += 1
                     self._wakes(session)
                 self._asleep, self._sleep = [], None
 
@@ -329,31 +336,32 @@ class Engine:
         """A token for every row that speaks."""
         rows = {s: s.row for s in self._in_slot.values() if s.speaks and not self._is_full(s)}
         if not rows:
-            return rows, ()
-        tokens_B, draw_B = np.zeros((2, self._slots.count), np.int32)
+            return rows, (), ()
+        tokens_B = np.zeros(self._slots.count, np.int32)
+        draw_B = np.zeros(self._slots.count, np.uint32)
         reads_B = np.zeros(self._slots.count, bool)
         for session, row in rows.items():
-            tokens_B[row], draw_B[row], reads_B[row] = session.unread[0], session.drawn, True
-            self._has_read(session, 1)
-        return rows, self._slots.read_one(tokens_B, reads_B, draw_B, self._samplers)
+            (tokens_B[row],) = self._next_of(session, 1)
+            draw_B[row], reads_B[row] = _draw_of(session), True
+        return rows, *self._slots.read_one(tokens_B, reads_B, draw_B, self._samplers)
 
     def _read(self):
         """A piece of a window in some of the rows that have more to read; they take turns."""
         count = min(self._rows, len(self._reading))
         if not count:
-            return {}, ()
+            return {}, (), ()
         sessions = [self._reading.popleft() for _ in range(count)]
         tokens_QT = np.zeros((self._rows, self._tokens), np.int32)
-        length_Q, draw_Q = np.zeros((2, self._rows), np.int32)
-        samplers = stack([s.sampling for s in sessions] + [GREEDY] * (self._rows - count))
+        length_Q, draw_Q = np.zeros(self._rows, np.int32), np.zeros(self._rows, np.uint32)
+        samplers = stack([s.mind.sampling for s in sessions] + [GREEDY] * (self._rows - count))
         for i, session in enumerate(sessions):
-            piece = session.unread[: self._piece_of(session)]
-            tokens_QT[i, : len(piece)], length_Q[i], draw_Q[i] = piece, len(piece), session.drawn
-            self._has_read(session, len(piece))
-        drawn_Q = self._slots.read_piece(
+            piece = self._next_of(session, self._piece_of(session))
+            tokens_QT[i, : len(piece)], length_Q[i] = piece, len(piece)
+            draw_Q[i] = _draw_of(session)
+        read = self._slots.read_piece(
             [session.row for session in sessions], tokens_QT, length_Q, draw_Q, samplers
         )
-        return {session: i for i, session in enumerate(sessions)}, drawn_Q
+        return {session: i for i, session in enumerate(sessions)}, *read
 
     def _heard(self, session: _Session, token: int, events):
         """What follows from what a row has read, and would draw now."""
@@ -362,21 +370,18 @@ class Engine:
             self._end(session, FAILED, events, error)
         elif len(session.unread):
             self._wakes(session)
-        elif session.reason is not None:
-            self._end(session, session.reason, events)
         elif not session.to_draw:
             self._end(session, LENGTH, events)
+        elif token in session.stop:
+            self._end(session, STOP, events)
         else:
-            session.drawn += 1
             session.to_draw -= 1
             events.append(Drawn(session.key, token))
-            stops = token in session.stop
-            session.reason = STOP if stops else None if session.to_draw else LENGTH
-            session.unread = np.array([token], np.int32)
-            if session.reason is not None and not session.keep:
-                self._end(session, session.reason, events)
-            else:
+            session.unread, session.speaks = np.array([token], np.int32), True
+            if session.to_draw or session.keep:
                 self._wakes(session)
+            else:
+                self._end(session, LENGTH, events)
 
     # What becomes of a session.
 
@@ -388,21 +393,29 @@ class Engine:
             self._reading.append(session)
 
     def _is_full(self, session: _Session) -> bool:
-        return session.filled == self._config.window
+        return len(session.tokens) == self._config.window
 
     def _piece_of(self, session: _Session) -> int:
         """Pieces lie alike in every window, whatever the neighbours do."""
-        end = (session.filled // self._tokens + 1) * self._tokens
-        return min(end, self._config.window) - session.filled
+        filled = len(session.tokens)
+        end = (filled // self._tokens + 1) * self._tokens
+        return min(end, self._config.window) - filled
 
-    def _has_read(self, session: _Session, count: int):
-        session.unread = session.unread[count:]
-        session.filled += count
+    def _next_of(self, session: _Session, count: int) -> np.ndarray:
+        """What it reads now: at most `count` tokens."""
+        tokens, session.unread = session.unread[:count], session.unread[count:]
+        session.tokens += tokens.tolist()
+        session.position += len(tokens)
+        return tokens
 
     def _end(self, session: _Session, reason: str, events, error: str | None = None):
-        state = None
+        mind = None
         if session.keep and reason in (LENGTH, STOP):
-            state = self._slots.take([session.row], 1)
+            mind = dataclasses.replace(
+                session.mind, state=self._slots.take([session.row], 1),
+                logits_Y=session.logits_Y, opening_Y=session.opening_Y,
+                tokens=tuple(session.tokens), position=session.position, sleeps=session.sleeps,
+            )  # fmt: skip
         for queue in (self._reading, self._tired):
             if session in queue:
                 queue.remove(session)
@@ -412,7 +425,7 @@ class Engine:
             del self._by_key[session.key]
         if session.row >= 0:
             del self._in_slot[session.row]
-        events.append(Ended(session.key, reason, error, state))
+        events.append(Ended(session.key, reason, error, mind))
 
     # Beside the work.
 
@@ -447,11 +460,10 @@ class Engine:
     def _compile(self):
         """Runs every program once, on nobody."""
         B, Q = self._slots.count, self._rows
-        nothing_B, nothing_Q = np.zeros(B, np.int32), np.zeros(Q, np.int32)
-        self._slots.read_one(nothing_B, nothing_B > 0, nothing_B, self._samplers)
-        self._slots.read_piece(
-            [], np.zeros((Q, self._tokens), np.int32), nothing_Q, nothing_Q, stack([GREEDY] * Q)
-        )
+        zero_B, draw_B = np.zeros(B, np.int32), np.zeros(B, np.uint32)
+        zero_QT, draw_Q = np.zeros((Q, self._tokens), np.int32), np.zeros(Q, np.uint32)
+        self._slots.read_one(zero_B, zero_B > 0, draw_B, self._samplers)
+        self._slots.read_piece([], zero_QT, zero_QT[:, 0], draw_Q, stack([GREEDY] * Q))
         self._slots.put([], self._slots.take([], 1))
         sleep = self._begin(self._slots.take([], Q))
         while (state := sleep.go_on()) is None:
@@ -483,6 +495,10 @@ class _Elsewhere:
         """As `_InSlices.go_on`; waits for nothing."""
         done = all(x.is_ready() for x in jax.tree.leaves(self._state))
         return self._state if done else None
+
+
+def _draw_of(session: _Session) -> int:
+    return session.position % 2**32
 
 
 def _check_count(name: str, value):

@@ -37,7 +37,7 @@ class Slots:
         self._state = unstack_state(cache.init_state(config, count))
         self.count = count
 
-    def read_one(self, tokens_B, reads_B, draw_B, samplers: Samplers) -> Array:
+    def read_one(self, tokens_B, reads_B, draw_B, samplers: Samplers) -> tuple[Array, Array]:
         """Reads a token in the rows that do, and draws what comes next.
 
         Args:
@@ -46,17 +46,17 @@ class Slots:
           draw_B, samplers: as for `sample`.
 
         Returns:
-          tokens_B, int32: -1 where the logits are not numbers.
+          tokens_B, int32: -1 where the logits are not numbers; and the float32 logits_BY.
         """
-        drawn_B, self._state = _read_one(
+        drawn_B, logits_BY, self._state = _read_one(
             self._params_of_one, self._state, tokens_B, reads_B, draw_B, samplers,
             config=self._written_out,
         )  # fmt: skip
-        return drawn_B
+        return drawn_B, logits_BY
 
     def read_piece(
         self, rows: Sequence[int], tokens_QT, length_Q, draw_Q, samplers: Samplers
-    ) -> Array:
+    ) -> tuple[Array, Array]:
         """Reads a piece of a window in each of Q or fewer rows, and draws what comes next.
 
         Args:
@@ -65,13 +65,13 @@ class Slots:
           draw_Q, samplers: as for `sample`.
 
         Returns:
-          tokens_Q, as `read_one`.
+          tokens_Q and logits_QY, as `read_one`.
         """
-        drawn_Q, self._state = _read_piece(
+        drawn_Q, logits_QY, self._state = _read_piece(
             self._params, self._state, self._padded(rows, len(length_Q)), tokens_QT, length_Q,
             draw_Q, samplers, config=self._config,
         )  # fmt: skip
-        return drawn_Q
+        return drawn_Q, logits_QY
 
     def take(self, rows: Sequence[int], count: int) -> WakeState:
         """A copy of the minds of some rows, as a batch of `count`; padding is newborn."""
@@ -93,14 +93,14 @@ def _read_one(params, state, tokens_B, reads_B, draw_B, samplers, *, config):
         stacked(params), stacked(state), tokens_B[:, None], config=config,
         length_B=reads_B.astype(np.int32), logits="last",
     )  # fmt: skip
-    return sample(logits_BY, draw_B, samplers), apart(state)
+    return sample(logits_BY, draw_B, samplers), logits_BY, apart(state)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def _read_piece(params, state, rows_Q, tokens_QT, length_Q, draw_Q, samplers, *, config):
     some = stacked(jax.tree.map(lambda x: x.at[rows_Q].get(mode="clip"), state))
     logits_QY, some = wake(params, some, tokens_QT, config=config, length_B=length_Q, logits="last")
-    return sample(logits_QY, draw_Q, samplers), _replaced(state, rows_Q, apart(some))
+    return sample(logits_QY, draw_Q, samplers), logits_QY, _replaced(state, rows_Q, apart(some))
 
 
 @functools.partial(jax.jit, static_argnames="config")

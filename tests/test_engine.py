@@ -21,6 +21,7 @@ from sleepnet.engine import (
     EngineFull,
     Limits,
 )
+from sleepnet.mind_file import Mind
 from sleepnet.sampling import Sampling, sample, stack
 
 CONFIG = sleepnet.ModelConfig(
@@ -28,6 +29,7 @@ CONFIG = sleepnet.ModelConfig(
     init_embedding_std=1.0,
 )  # fmt: skip
 SLOTS = 4
+ARRAYS = {"state": None, "logits_Y": None, "opening_Y": None}  # of a mind
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,14 @@ def alone(engine, tokens, **options):
 
 
 def assert_same_minds(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    assert dataclasses.replace(one, **ARRAYS) == dataclasses.replace(other, **ARRAYS)
+    arrays = ((x.state, x.logits_Y, x.opening_Y) for x in (one, other))
+    for a, b in zip(*map(jax.tree.leaves, arrays), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def mind_of(state):
+    return Mind(state=state, policy=sleepnet.FixedPasses(3), sampling=Sampling())
 
 
 def by_hand(params, config, tokens, count, sampling):
@@ -78,7 +86,8 @@ def by_hand(params, config, tokens, count, sampling):
             params, state, np.array([[unread.pop(0)]]), config=config, logits="last"
         )
         if not unread and len(drawn) < count:
-            draw = sample(logits, np.array([len(drawn)], np.uint32), stack([sampling]))
+            draw = np.array([len(tokens) + len(drawn)], np.uint32)
+            draw = sample(logits, draw, stack([sampling]))
             drawn.append(int(draw[0]))
             unread.append(drawn[-1])
     return drawn, state
@@ -98,7 +107,7 @@ def test_a_session_draws_what_its_mind_would(params, changes):
     drawn, ended = alone(engine, prompt(0, 21), max_new_tokens=20, sampling=sampling, keep=True)
     expected, state = by_hand(params, config, prompt(0, 21), 20, sampling)
     assert drawn == expected and ended.reason == LENGTH
-    for a, b in zip(jax.tree.leaves(ended.state), jax.tree.leaves(state), strict=True):
+    for a, b in zip(jax.tree.leaves(ended.mind.state), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 
 
@@ -134,7 +143,7 @@ def test_a_session_is_bit_equal_to_itself_alone(engine, seed):
         assert drawn[i] == expected[: len(drawn[i])]
         if ended[i].reason != CANCELLED:
             assert len(drawn[i]) == len(expected)
-            assert_same_minds(ended[i].state, by_itself.state)
+            assert_same_minds(ended[i].mind, by_itself.mind)
 
 
 def test_a_mind_that_was_kept_goes_on_bit_equal(engine):
@@ -142,7 +151,7 @@ def test_a_mind_that_was_kept_goes_on_bit_equal(engine):
     first, second = prompt(1, 2 * CONFIG.window), prompt(2, 5)
     options = {"max_new_tokens": 12, "sampling": Sampling(seed=3)}
     _, read = alone(engine, first, max_new_tokens=0, keep=True)
-    went_on = alone(engine, second, state=read.state, **options)
+    went_on = alone(engine, second, mind=read.mind, **options)
     assert went_on[0] == alone(engine, np.concatenate([first, second]), **options)[0]
 
 
@@ -169,31 +178,35 @@ def test_devices_of_their_own_sleep_for_the_rows(params, engine):
     here, there = run(engine, **plans), run(with_devices, **plans)
     for name in plans:
         assert there[name][0] == here[name][0]
-        for a, b in zip(*(jax.tree.leaves(x[name][1].state) for x in (here, there)), strict=True):
+        for a, b in zip(
+            *(jax.tree.leaves(x[name][1].mind.state) for x in (here, there)), strict=True
+        ):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 
 
 def test_a_row_that_fails_ends_alone(engine):
     """Bit for bit: the others draw what they draw without it."""
-    newborn = sleepnet.init_state(CONFIG, 1)
-    sick = jax.tree.map(
-        lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x, newborn
+    sick = mind_of(
+        jax.tree.map(
+            lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x,
+            sleepnet.init_state(CONFIG, 1),
+        )
     )
     plan = (prompt(5, 11), {"max_new_tokens": 20, "sampling": Sampling(seed=1)})
-    both = run(engine, sick=(prompt(6, 3), {"max_new_tokens": 9, "state": sick}), well=plan)
+    both = run(engine, sick=(prompt(6, 3), {"max_new_tokens": 9, "mind": sick}), well=plan)
     assert both["sick"][1].reason == FAILED and not both["sick"][0]
     assert "logits are not numbers" in both["sick"][1].error
     assert both["well"] == (alone(engine, plan[0], **plan[1])[0], both["well"][1])
     assert both["well"][1].reason == LENGTH
 
 
-def test_a_stop_token_is_the_last(engine):
-    drawn, _ = alone(engine, prompt(7, 3), max_new_tokens=20, sampling=Sampling(seed=2))
+def test_a_stop_token_ends_it_and_is_not_given_out(engine):
+    options = {"max_new_tokens": 20, "sampling": Sampling(seed=2)}
+    drawn, _ = alone(engine, prompt(7, 3), **options)
     stop = drawn[5]
-    until, ended = alone(
-        engine, prompt(7, 3), max_new_tokens=20, sampling=Sampling(seed=2), stop=[stop]
-    )
-    assert until == drawn[: drawn.index(stop) + 1] and ended.reason == STOP
+    until, ended = alone(engine, prompt(7, 3), stop=[stop], keep=True, **options)
+    assert until == drawn[: drawn.index(stop)] and ended.reason == STOP
+    assert ended.mind.position == 3 + len(until)
 
 
 def test_who_comes_first_is_served_first_and_long_prompts_hold_up_nobody(params):
@@ -247,7 +260,7 @@ def test_a_state_of_another_model_or_of_two_minds_is_refused(engine):
         (sleepnet.init_state(CONFIG, 2), "got a state of 2 rows"),
     ):
         with pytest.raises(ValueError, match=message):
-            engine.submit([1], max_new_tokens=1, state=state)
+            engine.submit([1], max_new_tokens=1, mind=mind_of(state))
 
 
 def test_more_than_may_wait_are_sent_back(params):

@@ -66,8 +66,8 @@ class _Ideal:
     def cycle(self):
         everybody = np.ones(len(self._rows), bool)
         for _ in range(MODEL.window):
-            draw_B = np.full(len(self._rows), self._drawn, np.int32)
-            drawn_B = self._slots.read_one(self._tokens_B, everybody, draw_B, self._samplers)
+            draw_B = np.full(len(self._rows), self._drawn, np.uint32)
+            drawn_B, _ = self._slots.read_one(self._tokens_B, everybody, draw_B, self._samplers)
             self._tokens_B, self._drawn = np.asarray(drawn_B), self._drawn + 1
         state = self._slots.take(self._rows, len(self._rows))
         state = sleepnet.sleep(self._params, state, config=MODEL)
