@@ -100,7 +100,9 @@ def sample(logits_BY, draw_B, samplers: Samplers) -> Array:
         scaled_BY, samplers.top_k_B, samplers.top_p_B,
     )  # fmt: skip
     tokens_B = jnp.argmax(jnp.where(allowed_BY, noisy_BY, -jnp.inf), axis=-1).astype(jnp.int32)
-    return jnp.where(jnp.isfinite(peak_BY[:, 0]), tokens_B, -1)
+    # XLA's maximum may step over a NaN.
+    are_numbers_B = jnp.isfinite(peak_BY[:, 0]) & ~jnp.isnan(logits_BY).any(axis=-1)
+    return jnp.where(are_numbers_B, tokens_B, -1)
 
 
 def _noise(key_2, draw, Y):

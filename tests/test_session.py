@@ -34,9 +34,9 @@ def life(seed, lengths):
     return [rng.integers(0, Y, length) for length in lengths]
 
 
-def older(seed=3, **options) -> Session:
+def older(seed=3, config=CONFIG, **options) -> Session:
     """With a window behind it and 4 of 6 tokens in the present one."""
-    one = session(**options)
+    one = session(config, **options)
     one.feed(np.concatenate(life(seed, [L, 4])))
     return one
 
@@ -89,16 +89,16 @@ def test_a_life_is_that_of_algorithm_1(config):
 
 def test_a_window_that_is_full_sleeps_when_the_next_token_comes():
     """By itself, with the passes it was told; until then all of it can be rewound."""
-    one = session(passes=2)
+    one = session(passes=1)
     one.feed(life(5, [L])[0])
     assert (one.sleeps, len(one.tokens), one.last_sleep) == (0, L, None)
     expected = one.logits
     one.nap()
-    assert one.last_sleep is not None and one.last_sleep.passes == 2
+    assert one.last_sleep is not None and one.last_sleep.passes == 1
     assert_identical(one.logits, expected)
     one.feed(np.concatenate(life(6, [L, L, 1])))
     assert (one.position, one.sleeps, len(one.tokens)) == (3 * L + 1, 3, 1)
-    assert one.nap(passes=4).passes == 4 and one.nap() is None
+    assert one.nap(passes=3).passes == 3 and one.nap() is None
 
 
 def test_a_stream_draws_what_the_mind_expects():

@@ -19,7 +19,7 @@ from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.workdir import claim_workdir, load_config, load_params
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-PROMPT = "night of dream and café"
+PROMPT = "dreams and café"  # a window of 16 bytes
 LINE = re.compile(
     r"(\d+) tokens  (\d+) in its life  (\d+) sleeps  [\d.]+ ms per token  ([\d,]+) bytes of state"
 )
