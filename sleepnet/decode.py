@@ -8,7 +8,7 @@ caches are copied to be read, and a token moves no more bytes than it must.
 import copy
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,8 @@ class Decoder:
     @state.setter
     def state(self, state: WakeState):
         cache.check_state(self._config, state)
-        self._state = unstack_state(state)
-        self._length_B = np.array(state.window.length_B)
+        length_B = np.array(state.window.length_B)  # waits; whoever interrupts it changes nothing
+        self._state, self._length_B = unstack_state(state), length_B
 
     @property
     def room_B(self) -> np.ndarray:
@@ -80,17 +80,6 @@ class Decoder:
         logits_BY, self._state = step(self._params, self._state, tokens_BT, config=self._config)
         self._length_B = self._length_B + 1
         return logits_BY
-
-    def read(self, tokens_BT, *, length_B=None, logits: Literal["all", "last"] = "last") -> Array:
-        """`sleepnet.wake` of its state: several tokens at once, at the cost of copying the state.
-
-        Compiled once for each T.
-        """
-        read, self.state = wake(
-            self._stacked_params, self.state, tokens_BT,
-            config=self._config, length_B=length_B, logits=logits,
-        )  # fmt: skip
-        return read
 
     def fork(self) -> "Decoder":
         """Another decoder of the same minds, with a state of its own and the same parameters."""

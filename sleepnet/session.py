@@ -27,7 +27,7 @@ from sleepnet.sampling import Sampling, sample, stack
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import Tokenizer, load_tokenizer
 from sleepnet.types import Array, WakeState
-from sleepnet.wake import check_vocabulary
+from sleepnet.wake import check_vocabulary, wake
 
 # Several tokens are read in pieces of these sizes, padded: few programs to compile, and of what
 # they compute at least a quarter is used.
@@ -48,7 +48,6 @@ class Session:
 
     Attributes:
       config: static.
-      policy: how long it sleeps; may be set anew.
       sampling: how it draws; may be set anew. The draw behind n tokens of life takes its randomness
         from the seed and n.
       position: tokens read in its life.
@@ -144,6 +143,15 @@ class Session:
             if seed is not None:
                 twin.sampling = dataclasses.replace(self.sampling, seed=seed)
             return twin
+
+    @property
+    def policy(self) -> Policy:
+        """How long it sleeps; may be set anew, to a number too."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, passes: int | Policy):
+        self._policy = policy_of(passes)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -285,6 +293,7 @@ class Session:
     def _live_on(self, mind: Mind, config: ModelConfig):
         self.config, self.policy, self.sampling = config, mind.policy, mind.sampling
         self.position, self.sleeps = mind.position, mind.sleeps
+        self._read_with = mind.tokenizer
         self.last_sleep: Spent | None = None
         self._window_tokens = list(mind.tokens)
         self._logits_BY, self._opening_BY = (
@@ -304,7 +313,7 @@ class Session:
             sleeps=self.sleeps,
             policy=self.policy,
             sampling=self.sampling,
-            tokenizer=self._tokenizer.identity if self._tokenizer else None,
+            tokenizer=self._tokenizer.identity if self._tokenizer else self._read_with,
         )
 
     @contextlib.contextmanager
@@ -335,11 +344,14 @@ class Session:
 
     def _read(self, ids: np.ndarray):
         if len(ids) == 1:
-            logits_BY = self._decoder.wake(ids)
-        else:
-            tokens_BT, length_B = self._padded(ids)
-            logits_BY = self._decoder.read(tokens_BT, length_B=length_B)
-        self._has_read(ids, logits_BY)
+            self._has_read(ids, self._decoder.wake(ids))
+            return
+        tokens_BT, length_B = self._padded(ids)
+        logits_BY, state = wake(
+            self._params.tree, self._decoder.state, tokens_BT,
+            config=self.config, length_B=length_B, logits="last",
+        )  # fmt: skip
+        self._has_read(ids, logits_BY, state)
 
     def _score_piece(self, ids: np.ndarray) -> np.ndarray:
         expected_BY = self._logits_BY
@@ -349,17 +361,24 @@ class Session:
             self._read(ids)
             return np.asarray(_surprise(expected_BY, ids))
         tokens_BT, length_B = self._padded(ids)
-        logits_BTY = self._decoder.read(tokens_BT, length_B=length_B, logits="all")
+        logits_BTY, state = wake(
+            self._params.tree, self._decoder.state, tokens_BT,
+            config=self.config, length_B=length_B,
+        )  # fmt: skip
         nll_T, last_BY = _surprises(expected_BY, logits_BTY, tokens_BT, length_B)
-        self._has_read(ids, last_BY)
-        return np.asarray(nll_T)[: len(ids)]
+        nll_T = np.asarray(nll_T)[: len(ids)]
+        self._has_read(ids, last_BY, state)
+        return nll_T
 
     def _padded(self, ids: np.ndarray):
         """tokens_BT of one of the few sizes, and how many of them are valid."""
         size = _piece_size(self.config, len(ids))
         return np.pad(ids, (0, size - len(ids)))[None], np.array([len(ids)], np.int32)
 
-    def _has_read(self, ids: np.ndarray, logits_BY: Array):
+    def _has_read(self, ids: np.ndarray, logits_BY: Array, state: WakeState | None = None):
+        """Goes on from `state`, if it is not the decoder's."""
+        if state is not None:
+            self._decoder.state = state
         self._logits_BY = logits_BY
         self._window_tokens += ids.tolist()
         self.position += len(ids)

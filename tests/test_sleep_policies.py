@@ -10,7 +10,7 @@ import pytest
 from agreement import assert_agree, assert_identical
 from minds import CONFIGS
 from reference import Mind, fast_weights
-from test_session import CONFIG
+from test_session import CONFIG, L, life, older, session
 
 import sleepnet
 from sleepnet import ConfigError, FixedPasses, Spent, UntilStill, WithinSeconds, sleep_by
@@ -18,8 +18,8 @@ from sleepnet.sleep import _relative_change
 
 
 def evening(config=CONFIG):
-    """Minds with a past, at ragged places of a window."""
-    return minds.woken(config, state=minds.older(config), length_B=np.array([6, 2, 5]))[1]
+    """A mind with a past, its window not full."""
+    return older(config=config).state
 
 
 def sleep(policy, state, config=CONFIG, **options):
@@ -76,22 +76,31 @@ def test_pass_by_pass_is_the_sleep(config):
 
 
 def test_the_change_is_how_far_the_last_pass_moved_the_core():
-    """Of the row that moved most, by the float64 model; and what moved less is still."""
-    tokens_BL, (_, state) = minds.stream()[:, 0], minds.woken(CONFIG)
+    """By the float64 model; and what moved less is still."""
+    one, tokens = session(), life(4, [L])[0]
+    one.feed(tokens)
     cores = []
     for passes in (2, 3):
-        alone = [Mind(minds.params(CONFIG), CONFIG) for _ in range(minds.B)]
-        for mind, tokens in zip(alone, tokens_BL, strict=True):
-            mind.live(tokens, passes)
-        cores.append(np.moveaxis(fast_weights(alone)["core"][1], 1, 0))  # the G of "AG"
-    moved = max(np.linalg.norm(b - a) / np.linalg.norm(b) for a, b in zip(*cores, strict=True))
-    _, spent = sleep(UntilStill(change=1e-9, at_most=3), state)
+        mind = Mind(minds.params(CONFIG), CONFIG)
+        mind.live(tokens, passes)
+        cores.append(fast_weights([mind])["core"][1])  # the G of "AG"
+    moved = np.linalg.norm(cores[1] - cores[0]) / np.linalg.norm(cores[1])
+    _, spent = sleep(UntilStill(change=1e-9, at_most=3), one.state)
     assert spent.change == pytest.approx(moved, rel=1e-4)
-    _, spent = sleep(UntilStill(change=1.01 * moved, at_most=9), state)
+    _, spent = sleep(UntilStill(change=1.01 * moved, at_most=9), one.state)
     assert 2 <= spent.passes <= 3
 
 
-def test_without_fast_weights_in_the_core_nothing_moves():
+def test_every_row_has_a_change_of_its_own():
+    """Over all blocks together; and without fast weights in the core nothing moves."""
+    rng = np.random.default_rng(0)
+    before, after = (
+        (None, *(rng.normal(size=(R, 3, 2, 4, 5)).astype(np.float32) for R in (1, 2)))
+        for _ in range(2)
+    )
+    for row, change in enumerate(_relative_change(before, after)):
+        a, b = (np.concatenate([x[:, row].ravel() for x in xs[1:]]) for xs in (before, after))
+        assert change == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(b), rel=1e-5)
     assert _relative_change((None, None), (None, None)) == 0
 
 

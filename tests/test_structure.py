@@ -89,7 +89,7 @@ def room(name):
 @pytest.mark.parametrize("name", sorted(set(LIBRARY) - {"sleepnet"}))
 def test_imports_point_one_way(name):
     """config, types -> ops -> layers -> model -> cache -> wake -> sleep -> rollout, nap, decode ->
-    training, evaluation; tasks and storage are leaves."""
+    session -> training, evaluation; tasks, tokenizer, sampling and storage are leaves."""
     here = room(name)
     assert here in RANKS, f"{name}: give it a place in the order of imports"
     for imported in imports(LIBRARY[name]):

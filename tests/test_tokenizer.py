@@ -5,7 +5,7 @@ from corpora import documents, write_tokenizer
 
 from sleepnet.tokenizer import load_tokenizer
 
-TEXT = " naïve 日 dreams,\n" + documents(2, [30])[0]
+TEXT = " naïve 夢 dreams,\n" + documents(2, [30])[0]
 
 
 @pytest.fixture(params=["bytes", "file"])
