@@ -50,11 +50,13 @@ def row_of(step):
     return next(row for row in found().rows if row.step.startswith(step))
 
 
+@pytest.mark.slow
 def test_every_step_is_a_row_that_fits():
     assert [row.step for row in found().rows] == ["train", "wake 8 rows", "sleep over 8"]
     assert found().fits
 
 
+@pytest.mark.slow
 def test_the_state_of_a_device_is_its_share():
     """Parameters and what the optimizer keeps: at most 1.1 / 8 of all, and what XLA takes as
     arguments is just them and the batch."""
@@ -66,6 +68,7 @@ def test_the_state_of_a_device_is_its_share():
     assert sizes["batch"] == sum(x.nbytes for x in jax.tree.leaves(batch)) / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["train", "wake"])
 def test_flops_of_the_program_are_those_of_the_formula(step):
     """Of a training step within 10%: its optimizer and what the backward pass of the rule computes
@@ -126,6 +129,7 @@ def test_an_unknown_topology_names_the_nearest(name, nearest):
         chips.topology(name)
 
 
+@pytest.mark.slow
 def test_the_page_of_pods_has_all_rows_and_names_those_that_miss():
     """A star marks those that were compiled with least effort."""
     record = found().to_dict() | {
