@@ -10,8 +10,9 @@ import sys
 import jax
 import pytest
 
-from launch.ahead import chips, pods, report
-from launch.ahead.chips import CHIPS, Topology
+from launch.ahead import pods, report, topologies
+from launch.ahead.topologies import Topology
+from launch.chips import CHIPS
 from sleepnet import tasks
 from sleepnet.config import (
     ConfigError,
@@ -87,7 +88,7 @@ def promised(**changes):
 )
 def test_the_bound_is_the_slowest_of_three(changes, bound, monkeypatch):
     """Each with its time at the peak rate; what lifts it is said where it is not the products."""
-    monkeypatch.setattr(chips, "topology", lambda name: promised(**changes))
+    monkeypatch.setattr(topologies, "topology", lambda name: promised(**changes))
     result = report.report(CONFIG, "cpu:8", steps=["sleep"])
     (row,) = result.rows
     assert row.bound == bound
@@ -97,7 +98,7 @@ def test_the_bound_is_the_slowest_of_three(changes, bound, monkeypatch):
 
 def test_what_does_not_fit_says_what_would_help(monkeypatch):
     """Known from the arguments' shapes already, before anything compiles."""
-    monkeypatch.setattr(chips, "topology", lambda name: promised(hbm=1e4))
+    monkeypatch.setattr(topologies, "topology", lambda name: promised(hbm=1e4))
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=2))
     result = report.report(config, "cpu:8", steps=["train"])
     assert not result.fits
@@ -123,7 +124,7 @@ def test_a_slice_without_rings_has_half_of_the_links(name, rate):
 )
 def test_an_unknown_topology_names_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=f"nearest is '{nearest}'"):
-        chips.topology(name)
+        topologies.topology(name)
 
 
 def test_the_page_of_pods_has_all_rows_and_names_those_that_miss():

@@ -214,13 +214,13 @@ def test_too_little_room_for_checkpoints_is_told_before_training(tmp_path):
     [finding] = folder.check_room(str(tmp_path / "not" / "yet"), 1 << 60, kept=3)
     assert finding.status == WRONG and "3 checkpoints and one in the making" in finding.seen
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, limits[1]))
     try:
         [finding] = folder.check_room(str(tmp_path), 1 << 20, kept=1)
         [writing] = folder.check(str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "files may grow to 64 KiB" in finding.seen and "ulimit" in finding.advice
+    assert "files may grow to 64 kB" in finding.seen and "ulimit" in finding.advice
     assert "File too large" in writing.seen and "ulimit" in writing.advice
 
 
@@ -375,7 +375,7 @@ def test_a_healthy_launch_is_well(tmp_path):
     code, found = doctor(f"--workdir={tmp_path}", "--topology=v5e:4x4").findings()
     assert code == 0 and {finding["status"] for finding in found.values()} <= {"ok", "skipped"}
     assert "over 16 devices" in found["mesh"]["seen"]
-    assert "of 16 GiB a device" in found["memory"]["seen"]
+    assert "of 16 GB a device" in found["memory"]["seen"]
 
 
 @pytest.mark.slow
