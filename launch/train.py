@@ -1,6 +1,6 @@
 """Trains one experiment; run again, it resumes.
 
-    python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \
+    python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \\
         [--config.model.passes=4] [--config.training.seed=1] [--profile_steps=100,110]
 
 As one of several processes of a run: with the flags of launch.distributed, on every machine alike,
