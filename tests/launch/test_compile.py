@@ -161,5 +161,5 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
 
 def test_a_mesh_that_the_topology_does_not_take_is_refused():
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=5))
-    with pytest.raises(ConfigError, match=r"mesh\.fsdp must divide the 8 devices"):
+    with pytest.raises(ConfigError, match=r"mesh\.fsdp=5: it must divide the 8 devices"):
         report.report(config, "cpu:8", steps=["train"])
