@@ -40,7 +40,10 @@ WORKDIR = "--workdir=... (Folder of the run: made new, or resumed)"
 
 @pytest.mark.parametrize(
     ("given", "asked"),
-    [((), f"{WORKDIR} and {CONFIG}"), (("--workdir=x", "--config.model.passes=4"), CONFIG)],
+    [
+        ((), f"{WORKDIR} and {CONFIG}"),
+        pytest.param(("--workdir=x", "--config.model.passes=4"), CONFIG, marks=pytest.mark.slow),
+    ],
     ids=["none", "an override of no config"],
 )
 def test_flags_that_are_missing_are_asked_for(given, asked):
