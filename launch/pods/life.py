@@ -158,7 +158,7 @@ class Life:
                 break
             self._say("the connection was lost; following again")
             time.sleep(self._pause)
-        return 0 if status == "ended 0" else self._judge([status, *self._ends()])
+        return 0 if status == "ended 0" else self._judge(self._ends() or [status])
 
     def _ends(self) -> list[str]:
         """Of the command on all machines, as `Pod.status` has it; when it has ended on one, JAX
@@ -182,7 +182,7 @@ class Life:
         if code is not None and (code == USER_ERROR or not lost):
             return code
         if codes:
-            self._say(f"exit codes of the machines: {', '.join(map(str, codes[1:] or codes))}")
+            self._say(f"exit codes of the machines: {', '.join(map(str, codes))}")
         if "running" in ends and not lost:
             raise PodError("the command has ended on one machine and still runs on another: see "
                            f"{gcloud.text(self.pod.last_words())}")  # fmt: skip
