@@ -2,8 +2,11 @@
 
 import dataclasses
 import itertools
+import os
 import pathlib
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import ml_collections
@@ -22,6 +25,7 @@ from sleepnet.storage import StorageError
 
 flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
 USER_ERRORS = (ConfigError, StorageError)
+STATUS = r"[A-Z_]+: "  # begins what XLA raises, of several types: of a collective, or of a device
 
 
 def run(main: Callable[[list[str]], int | None]):
@@ -30,7 +34,27 @@ def run(main: Callable[[list[str]], int | None]):
     try:
         app.run(main, flags_parser=_parse)
     except USER_ERRORS as error:
-        sys.exit(complain(error))
+        _exit(complain(error))
+    except Exception as error:
+        if not _is_one_of_several() or re.match(STATUS, str(error)):
+            raise
+        traceback.print_exc()
+        _exit(1)
+
+
+def _exit(code: int):
+    """At the exit of one of several processes JAX waits for the others, who may be waiting for this
+    one; minutes later it aborts it, with a code of its own. So this one leaves at once. (Not so
+    where a collective failed: then another one is gone, and that JAX aborts this one tells so.)"""
+    if _is_one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def complain(error: Exception) -> int:
@@ -126,10 +150,22 @@ def _parse(argv):
     _check_config_path(argv)
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # of --help, which has done what was asked; absl calls it a failure
+        sys.exit(0)
     except flags.Error as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(_ask_for_missing(error) or str(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(_explain(argv, error)) from None
+
+
+def _ask_for_missing(error: flags.Error) -> str | None:
+    """What absl says of required flags that were not given, in our words."""
+    missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
+    if isinstance(error, flags.UnrecognizedFlagError) and is_config(error.flagname):
+        missing = ["config"] if "config" in flags.FLAGS else []  # which defines its overrides
+    helps = [flags.FLAGS[name].help.splitlines()[0].rstrip(".;") for name in missing]
+    asked = [f"--{name}=... ({about})" for name, about in zip(missing, helps, strict=True)]
+    return f"give {' and '.join(asked)}" if asked else None
 
 
 def _check_config_path(argv):

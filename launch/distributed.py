@@ -9,7 +9,8 @@ import pathlib
 from absl import flags
 
 from launch.checks import WRONG
-from launch.checks.examination import Cluster, call_the_roll
+from launch.checks.clusters import Cluster, detect
+from launch.checks.examination import call_the_roll
 from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig
 
@@ -57,30 +58,32 @@ def wait(default: float) -> float:
 def join(config: ExperimentConfig, workdir: str):
     """Waits for the other processes, if there are any; before anything asks for devices.
 
-    Where the flags name them, the roll is called first: JAX aborts without a name when one is
-    missing.
+    Where they are named, or JAX tells whom it finds, the roll is called first: JAX aborts without a
+    name when one is missing.
 
     Raises:
       ConfigError: who is missing, is of another launch, or does not see the workdir of process 0.
       StorageError: process 0 cannot write to the workdir.
     """
-    named = cluster()
-    if named is None and not DISTRIBUTED.value:
-        return
-    if named is not None:
-        if named.process_id == 0:
+    found = cluster()
+    if found is None:
+        if not DISTRIBUTED.value:
+            return
+        found = detect(wait(PATIENCE))
+    if found is not None:
+        if found.process_id == 0:
             storage.prepare_folder(pathlib.Path(workdir))
-        for finding in call_the_roll(named, config, workdir, wait(PATIENCE)):
+        for finding in call_the_roll(found, config, workdir, wait(PATIENCE)):
             if finding.status == WRONG and finding.check != "clocks":
                 raise ConfigError(
-                    f"process {named.process_id} of {named.num_processes}: {finding.seen}; "
+                    f"process {found.process_id} of {found.num_processes}: {finding.seen}; "
                     f"{finding.advice}"
                 )
     import jax
 
-    by_hand = {} if named is None else named._asdict()
+    told = {} if found is None else found._asdict()
     try:
-        jax.distributed.initialize(**by_hand, initialization_timeout=round(wait(PATIENCE)))
+        jax.distributed.initialize(**told, initialization_timeout=round(wait(PATIENCE)))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

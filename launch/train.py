@@ -1,6 +1,6 @@
 """Trains one experiment; run again, it resumes.
 
-    python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \
+    python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \\
         [--config.model.passes=4] [--config.training.seed=1] [--profile_steps=100,110]
 
 As one of several processes of a run: with the flags of launch.distributed, on every machine alike,
@@ -52,14 +52,17 @@ def main(_):
     distributed.join(config, _WORKDIR.value)
     signals.install()
     cli.check_backend(config.model)
-    show = _ProgressLine(sys.stderr)
-    workdir = pathlib.Path(_WORKDIR.value)
     import jax
 
+    from sleepnet import sharding
+
+    sharding.make_mesh(config, jax.devices())  # a bad one leaves no workdir behind
     from sleepnet.training import loop  # heavy: once the config is good
     from sleepnet.training import workdir as workdirs
     from sleepnet.training.metrics import held_out_rows
 
+    show = _ProgressLine(sys.stderr)
+    workdir = pathlib.Path(_WORKDIR.value)
     cache = _use_compilation_cache(_CACHE.value)
     if jax.process_index() == 0:
         workdirs.claim_workdir(config, workdir)

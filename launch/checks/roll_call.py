@@ -179,7 +179,7 @@ def _unreached(address: str, error: OSError) -> RollCallError:
     if isinstance(error, ConnectionRefusedError):
         return RollCallError(
             f"coordinator {address} refuses connections: nothing listens there",
-            f"start the same command as --process_id=0 on {host}, at the same time; "
+            f"start the same command as process 0 (--process_id=0) on {host}, at the same time; "
             f"check the port {port}",
         )
     if isinstance(error, TimeoutError):

@@ -74,18 +74,21 @@ def train(
       profile_steps: the first and the last step of a profile, for workdir/profile.
 
     Raises:
+      ConfigError: a mesh that does not fit the devices, the batch or the model.
       StorageError: a workdir that cannot be written, is in use, or is of another config.
       TrainingError: a bad step, or too many of them; see `training.on_bad_step`.
     """
     workdir = pathlib.Path(workdir)
     task = tasks.make(config.task)
     config = dataclasses.replace(config, task=task.config)  # with what its files were
+    mesh = make_mesh(config, jax.devices())  # a bad one leaves no folder behind
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(locked(workdir))
             claim_workdir(config, workdir)
         reports = _Reports(on_progress, on_notice, on_phase, on_stall)
-        run = _Run(config, task, workdir, reports, should_stop, Profile(workdir, profile_steps))
+        profile = Profile(workdir, profile_steps)
+        run = _Run(config, task, mesh, workdir, reports, should_stop, profile)
         return stack.enter_context(contextlib.closing(run)).to_the_end()
 
 
@@ -107,13 +110,12 @@ class _BadStep(Exception):  # noqa: N818, the program is not at fault
 class _Run:
     """One start of a run; its methods stand in the order in which they are called."""
 
-    def __init__(self, config, task, workdir, reports, should_stop, profile):
+    def __init__(self, config, task, mesh, workdir, reports, should_stop, profile):
         self.config, self.training, self.task, self.workdir = (
             config, config.training, task, workdir
         )  # fmt: skip
         self.reports, self.profile = reports, profile
         self.leads = jax.process_index() == 0
-        mesh = make_mesh(config, jax.devices())
         self.mesh = mesh if mesh.size > 1 else None
         self.votes = Votes(self.mesh, should_stop)
         self.held_out = HeldOut(config, self.task, self.mesh, self.votes)

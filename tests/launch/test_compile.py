@@ -10,8 +10,9 @@ import sys
 import jax
 import pytest
 
-from launch.ahead import chips, pods, report
-from launch.ahead.chips import CHIPS, Topology
+from launch.ahead import pods, report, topologies
+from launch.ahead.topologies import Topology
+from launch.chips import CHIPS
 from sleepnet import tasks
 from sleepnet.config import (
     ConfigError,
@@ -90,7 +91,7 @@ def promised(**changes):
 )
 def test_the_bound_is_the_slowest_of_three(changes, bound, monkeypatch):
     """Each with its time at the peak rate; what lifts it is said where it is not the products."""
-    monkeypatch.setattr(chips, "topology", lambda name: promised(**changes))
+    monkeypatch.setattr(topologies, "topology", lambda name: promised(**changes))
     result = report.report(CONFIG, "cpu:8", steps=["sleep"])
     (row,) = result.rows
     assert row.bound == bound
@@ -100,7 +101,7 @@ def test_the_bound_is_the_slowest_of_three(changes, bound, monkeypatch):
 
 def test_what_does_not_fit_says_what_would_help(monkeypatch):
     """Known from the arguments' shapes already, before anything compiles."""
-    monkeypatch.setattr(chips, "topology", lambda name: promised(hbm=1e4))
+    monkeypatch.setattr(topologies, "topology", lambda name: promised(hbm=1e4))
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=2))
     result = report.report(config, "cpu:8", steps=["train"])
     assert not result.fits
@@ -126,7 +127,7 @@ def test_a_slice_without_rings_has_half_of_the_links(name, rate):
 )
 def test_an_unknown_topology_names_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=f"nearest is '{nearest}'"):
-        chips.topology(name)
+        topologies.topology(name)
 
 
 @pytest.mark.slow
@@ -164,5 +165,5 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
 
 def test_a_mesh_that_the_topology_does_not_take_is_refused():
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=5))
-    with pytest.raises(ConfigError, match=r"mesh\.fsdp must divide the 8 devices"):
+    with pytest.raises(ConfigError, match=r"mesh\.fsdp=5: it must divide the 8 devices"):
         report.report(config, "cpu:8", steps=["train"])

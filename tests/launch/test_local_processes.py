@@ -65,6 +65,37 @@ def test_a_signal_goes_to_all(number):
     assert process.returncode == 128 + number
 
 
+FAIL = """
+import jax, numpy
+from absl import flags
+from jax.experimental import multihost_utils
+from launch import cli, distributed
+from sleepnet.config import ConfigError
+flags.DEFINE_bool("explained", False, "")
+def main(_):
+    jax.distributed.initialize(**distributed.cluster()._asdict())
+    multihost_utils.process_allgather(numpy.zeros(3))
+    if jax.process_index() == 1:
+        raise ConfigError("no such thing") if flags.FLAGS.explained else ValueError("a bug")
+    multihost_utils.process_allgather(numpy.zeros(3))
+cli.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [([], 1, "ValueError: a bug"), (["--explained"], 2, "error: no such thing")],
+    ids=["traceback", "explained"],
+)
+def test_a_process_that_fails_leaves_with_its_own_code_though_others_wait(arguments, code, said):
+    """JAX would keep it for minutes, and then abort it with 134."""
+    began = time.monotonic()
+    done = run(PYTHON, "-c", FAIL, *arguments, grace=1)
+    assert done.returncode == code and f"[1] {said}" in done.stdout
+    assert time.monotonic() - began < 40
+
+
 def test_a_program_must_be_given():
     done = run()
     assert done.returncode == 2 and "give the program behind two dashes" in done.stderr
