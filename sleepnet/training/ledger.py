@@ -4,15 +4,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from sleepnet.config import TrainingConfig
 from sleepnet.storage import StorageError
+from sleepnet.training import agree
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.held_out import ACCURACY
 from sleepnet.training.metrics import MetricsWriter, NoMetricsWriter, held_out_rows
 from sleepnet.training.step import TrainState
-from sleepnet.training.votes import Votes
 
 
 class Ledger:
@@ -25,16 +23,12 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        training: TrainingConfig,
-        workdir: pathlib.Path,
-        votes: Votes,
-        on_notice: Callable[[str], None],
+        self, training: TrainingConfig, workdir: pathlib.Path, on_notice: Callable[[str], None]
     ):
         self.checkpoints = Checkpoints(workdir, training.checkpoints_kept, training.best_kept)
         self._rows: Any = NoMetricsWriter()
         self._stops = training.on_save_error == "stop"
-        self._workdir, self._votes, self._on_notice = workdir, votes, on_notice
+        self._workdir, self._on_notice = workdir, on_notice
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The last good checkpoint, with a notice for each that is not; rows end with it.
@@ -43,22 +37,23 @@ class Ledger:
           StorageError: there are checkpoints and none can be read, or a row is damaged.
         """
         state, warnings = self.checkpoints.restore_latest(like)
-        if jax.process_index() == 0:
-            for warning in warnings:
-                self._on_notice(warning)
-            self._rows.close()
-            self._rows = MetricsWriter(self._workdir, int(state.step) if state else 0)
-            for step, values in held_out_rows(self._workdir).items():
-                self.checkpoints.rate(step, values[ACCURACY])
+        for warning in warnings:  # the damage may lie in the part of any process
+            self._on_notice(warning)
+        agree.from_first(lambda: self._go_on_after(int(state.step) if state else 0))
         return state
 
-    def write(self, step: int, row: dict[str, float], timing: dict[str, float]):
-        """A row of metrics, and one of how fast it went, if that is given."""
-        self._heed(lambda: self._rows.write(step, row, timing))
+    def _go_on_after(self, step: int):
+        self._rows.close()
+        self._rows = MetricsWriter(self._workdir, step)
+        for rated, values in held_out_rows(self._workdir).items():
+            self.checkpoints.rate(rated, values[ACCURACY])
 
-    def was_measured(self, step: int) -> bool:
-        """Whether there is a row of what was held out."""
-        return step in held_out_rows(self._workdir)
+    def write(self, step: int, row: dict[str, float], timing: dict[str, float]):
+        """A row of metrics, and one of how fast it went, if that is given.
+
+        With several processes, all of them learn at the next `save` of rows that were refused.
+        """
+        self._heed(lambda: self._rows.write(step, row, timing), stops=agree.alone())
 
     def save(self, state: TrainState, *, wait: bool, metric: float | None = None):
         """A checkpoint, after the rows that lead up to it; as `Checkpoints.save`.
@@ -68,7 +63,7 @@ class Ledger:
         """
 
         def write():
-            self._sync_rows()
+            agree.together(self._rows.sync, "metrics cannot be written")
             self.checkpoints.save(state, metric=metric, wait=wait)
 
         if wait:  # whoever waits relies on it
@@ -78,8 +73,10 @@ class Ledger:
             self._heed(write)
 
     def check(self):
-        """Heeds a save that has failed by now; does not wait."""
-        self._heed(self.checkpoints.check)
+        """Heeds a save that has failed by now, without waiting; with several processes, that is
+        left to the next `save`."""
+        if agree.alone():
+            self._heed(self.checkpoints.check)
 
     def settle(self):
         """Returns when no save is under way."""
@@ -87,23 +84,13 @@ class Ledger:
 
     def close(self):
         self._rows.close()
-        if self._votes.alone:  # others may be elsewhere; where all end together, all is saved
+        if agree.alone():  # others may be elsewhere; where all end together, all is saved
             self.checkpoints.close()
 
-    def _sync_rows(self):
-        """Raises StorageError in all processes if the rows of the first are not on disk."""
-        error = None
-        try:
-            self._rows.sync()
-        except StorageError as refused:
-            error = refused
-        if self._votes.any(error is not None):
-            raise error or StorageError("the first process cannot write its metrics; see its log")
-
-    def _heed(self, write: Callable[[], None]):
+    def _heed(self, write: Callable[[], None], stops: bool = True):
         try:
             write()
         except StorageError as error:
-            if self._stops:
+            if stops and self._stops:
                 raise
             self._on_notice(f"{error}; the run goes on")

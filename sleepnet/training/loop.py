@@ -11,10 +11,11 @@ import jax
 from sleepnet import sharding, tasks
 from sleepnet.config import ExperimentConfig
 from sleepnet.sharding import make_mesh
-from sleepnet.training import guard, newborn
+from sleepnet.training import agree, guard, newborn
 from sleepnet.training.clock import Clock
 from sleepnet.training.held_out import ACCURACY, HeldOut
 from sleepnet.training.ledger import Ledger
+from sleepnet.training.metrics import held_out_rows
 from sleepnet.training.pace import Pace
 from sleepnet.training.profile import Profile
 from sleepnet.training.program import Program, peak_memory
@@ -45,6 +46,7 @@ def train(
     config: ExperimentConfig,
     workdir: pathlib.Path,
     *,
+    on_claimed: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
     on_phase: Callable[[str, int], None] = lambda *_: None,
@@ -61,30 +63,53 @@ def train(
     Args:
       workdir: made if needed, on a disk that all processes share; holds config.json, checkpoints
         and metrics.
+      on_claimed: called in the first process once the workdir is this run's, before it trains.
       on_progress: called with each row of metrics of training, in the first process.
       on_notice: called with what a person should know, such as a damaged checkpoint.
       on_phase: called with a phase and its step as they begin: "restore", "save", "compile",
         "data", "step", "evaluate". In "restore" and "compile" there is nothing to save: the state
         at the start lies on disk before the first step compiles.
-      on_stall: called from another thread if nothing ends; see `training.stall_seconds`.
+      on_stall: called from another thread if nothing ends for `training.stall_seconds`; in
+        "restore" and "compile", which may take that long, `on_notice` is.
       should_stop: polled between steps and evaluated batches; when it is true in one process, all
         save a checkpoint and return.
       profile_steps: the first and the last step of a profile, for workdir/profile.
 
     Raises:
-      StorageError: a workdir that cannot be written, is in use, or is of another config.
+      ConfigError: a mesh that does not fit the devices; no workdir is made.
+      StorageError: a workdir that cannot be written, is in use, or is of another config. Raised
+        in all processes, whichever of them it concerns.
       TrainingError: a bad step, or too many of them; see `training.on_bad_step`.
     """
     workdir = pathlib.Path(workdir)
-    task = tasks.make(config.task)
+    task = agree.together(lambda: tasks.make(config.task), "the task cannot be made")
     config = dataclasses.replace(config, task=task.config)  # with what its files were
+    mesh = make_mesh(config, jax.devices())
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
+
+        def claim():
             stack.enter_context(locked(workdir))
             claim_workdir(config, workdir)
+            on_claimed()
+
+        agree.from_first(claim)
         reports = _Reports(on_progress, on_notice, on_phase, on_stall)
-        run = _Run(config, task, workdir, reports, should_stop, Profile(workdir, profile_steps))
+        profile = Profile(workdir, profile_steps)
+        run = _Run(config, task, mesh, workdir, reports, should_stop, profile)
         return stack.enter_context(contextlib.closing(run)).to_the_end()
+
+
+def is_finished(config: ExperimentConfig, workdir: pathlib.Path, step: int) -> bool:
+    """Whether a run that ended at a step has nothing left to do; all processes ask at once."""
+    training = config.training
+    if step < training.steps:
+        return False
+    return not training.evaluate_every or _was_measured(workdir, step)
+
+
+def _was_measured(workdir, step) -> bool:
+    """Whether process 0 sees what was held out, measured at a step."""
+    return agree.from_first(lambda: step in held_out_rows(workdir))
 
 
 class _Reports(NamedTuple):
@@ -105,17 +130,17 @@ class _BadStep(Exception):  # noqa: N818, the program is not at fault
 class _Run:
     """One start of a run; its methods stand in the order in which they are called."""
 
-    def __init__(self, config, task, workdir, reports, should_stop, profile):
+    def __init__(self, config, task, mesh, workdir, reports, should_stop, profile):
         self.config, self.training, self.task = config, config.training, task
+        self.workdir = workdir
         self.reports, self.profile = reports, profile
         self.leads = jax.process_index() == 0
-        mesh = make_mesh(config, jax.devices())
         self.mesh = mesh if mesh.size > 1 else None
         self.votes = Votes(self.mesh, should_stop)
         self.held_out = HeldOut(config, self.task, self.mesh, self.votes)
         self.pace = Pace(config, self.task)
         self.rollbacks = Rollbacks(workdir)
-        self.ledger = Ledger(self.training, workdir, self.votes, reports.notice)
+        self.ledger = Ledger(self.training, workdir, reports.notice)
         self.program: Any = None
         self.clock = Clock(workdir)
         self.watch = Watch(
@@ -185,8 +210,7 @@ class _Run:
             done, waiting = done + 1, metrics
             self.profile.after(done, metrics)
             self.pace.ticked()
-            if self.votes.alone:  # with others, all learn of it at the next save
-                self.ledger.check()
+            self.ledger.check()
             stopping = self.votes.asked() or stopping
             if stopping or self.evaluates(done) or self.saves(done):
                 stopping = self.look_at(done, waiting) or stopping
@@ -232,14 +256,14 @@ class _Run:
         self.enter("restore", bad.step)
         self.ledger.settle()
         checkpoints = self.ledger.checkpoints
-        steps = checkpoints.steps()
+        steps = agree.from_first(checkpoints.steps)
         to = max(
             (s for s in steps if s <= bad.step - self.training.rollback_steps), default=steps[0]
         )
         loss, grad_norm = (float(bad.values[key]) for key in ("loss", "grad_norm"))
         batch = self.rollbacks.batch_of(bad.step)
         checkpoints.discard_after(to)  # first: they would be resumed without the rollback
-        self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm), write=self.leads)
+        self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm))
         self.tell(
             f"step {bad.step}: {guard.fault(bad.values)}, on batch {batch}; going back to step "
             f"{to}, and on with batch {batch + 1}"
@@ -294,7 +318,7 @@ class _Run:
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the run ended during the measurement that follows a step."""
-        return self.evaluates(step) and not self.ledger.was_measured(step)
+        return self.evaluates(step) and not _was_measured(self.workdir, step)
 
     def saves(self, step: int) -> bool:
         """Whether a step is followed by a checkpoint."""

@@ -91,7 +91,7 @@ def test_a_rollback_behind_an_earlier_one_meets_none_of_its_batches(tmp_path):
     rollbacks = Rollbacks(tmp_path)
     for bad_step, to in ((15, 10), (12, 5)):
         batch = rollbacks.batch_of(bad_step)
-        rollbacks.add(Rollback(bad_step, to, batch, loss=1.0, grad_norm=1.0), write=True)
+        rollbacks.add(Rollback(bad_step, to, batch, loss=1.0, grad_norm=1.0))
     taken = [Rollbacks(tmp_path).batch_of(step) for step in range(1, 16)]
     assert taken == [0, 1, 2, 3, 4, *range(17, 27)]
     spans = Rollbacks(tmp_path).spans(0, 15)
