@@ -4,10 +4,15 @@ Cloud TPU, Slurm, Open MPI and Kubernetes tell JAX by themselves: --distributed 
 else every process gets the address of process 0, their number, and its own.
 """
 
+import contextlib
+import os
 import pathlib
+import sys
+import traceback
 
 from absl import flags
 
+from launch import cli
 from launch.checks import WRONG
 from launch.checks.examination import Cluster, call_the_roll
 from sleepnet import storage
@@ -68,14 +73,7 @@ def join(config: ExperimentConfig, workdir: str):
     if named is None and not DISTRIBUTED.value:
         return
     if named is not None:
-        if named.process_id == 0:
-            storage.prepare_folder(pathlib.Path(workdir))
-        for finding in call_the_roll(named, config, workdir, wait(PATIENCE)):
-            if finding.status == WRONG and finding.check != "clocks":
-                raise ConfigError(
-                    f"process {named.process_id} of {named.num_processes}: {finding.seen}; "
-                    f"{finding.advice}"
-                )
+        _call_the_roll(named, config, workdir)
     import jax
 
     by_hand = {} if named is None else named._asdict()
@@ -87,3 +85,57 @@ def join(config: ExperimentConfig, workdir: str):
             f"could not join the other processes: {reason}; python -m launch.doctor with the "
             f"same flags tells why"
         ) from error
+
+
+def _call_the_roll(named: Cluster, config: ExperimentConfig, workdir: str):
+    refused = None
+    if named.process_id == 0:
+        try:
+            storage.prepare_folder(pathlib.Path(workdir))
+        except storage.StorageError as error:
+            refused = error  # the others come for nothing, and are told so
+    seen_in = None if refused else workdir
+    findings = list(call_the_roll(named, config, seen_in, wait(PATIENCE)))
+    if refused is not None:
+        raise refused
+    for finding in findings:
+        if finding.status == WRONG and finding.check != "clocks":
+            raise ConfigError(
+                f"process {named.process_id} of {named.num_processes}: {finding.seen}; "
+                f"{finding.advice}"
+            )
+
+
+@contextlib.contextmanager
+def parting():
+    """Where one of several processes ends its program: whatever threads still wait for others.
+
+    Errors for a person to read are errors of all processes, which part before they end: one that
+    finds another gone would abort. Any other error may be of this process alone: it ends at once,
+    so that the others find it gone. Of a process that is alone, nothing changes.
+    """
+    import jax
+
+    code = 0
+    try:
+        yield
+    except BaseException as end:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(end, SystemExit):
+            code = end.code
+        elif isinstance(end, cli.USER_ERRORS):
+            code = cli.complain(end)
+        else:
+            traceback.print_exception(end)
+            _end(1)
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+        _end(code)
+
+
+def _end(code):
+    """Without waiting for threads: those of Orbax wait minutes for a process that has failed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
