@@ -85,6 +85,10 @@ def join(config: ExperimentConfig, workdir: str):
             f"could not join the other processes: {reason}; python -m launch.doctor with the "
             f"same flags tells why"
         ) from error
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        # On CPU only the first process finds its programs there. It would be done while the others
+        # compile, and Gloo waits for nobody longer than 30 seconds.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _call_the_roll(named: Cluster, config: ExperimentConfig, workdir: str):

@@ -70,7 +70,7 @@ def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
             f"N = {config.model.passes}, seed {config.training.seed}: {config.training.steps} "
             f"steps of {config.training.batch_size} examples, in {workdir}"
         )
-        show.notice(f"compiled programs are kept in {cache}")
+        show.notice(f"compiled programs are kept in {cache}" if cache else "no program is kept")
         if tip := _huge_pages_tip():
             show.notice(tip)
 
@@ -121,7 +121,7 @@ def _use_compilation_cache(given: str | None) -> str | None:
         given = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
     folder = None if given == "none" else given
     jax.config.update("jax_compilation_cache_dir", folder)
-    return folder
+    return folder if jax.config.jax_enable_compilation_cache else None
 
 
 def _huge_pages_tip() -> str | None:

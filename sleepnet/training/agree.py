@@ -39,9 +39,12 @@ def together(act: Callable[[], T], failed: str = "") -> T:
       failed: what then could not be done, for the processes in which it could be.
 
     Raises:
-      what `act` raised here. Where others failed alone: StorageError if they raised it or
-      ConfigError, whose message tells a person what to do; RuntimeError otherwise.
+      what `act` raised here; where it failed elsewhere alone, StorageError. But if some process
+      raised neither StorageError nor ConfigError, which tell a person what to do, the others raise
+      RuntimeError: nobody takes the end of the run for something to be heeded and gone over.
     """
+    if alone():
+        return act()
     result, error = None, None
     try:
         result = act()
@@ -53,7 +56,8 @@ def together(act: Callable[[], T], failed: str = "") -> T:
         return result  # pyright: ignore[reportReturnType]
     if error is not None and ends[jax.process_index()] == worst:
         raise error
-    told = f"{failed}: {elsewhere(ends.index(worst))}" if failed else elsewhere(ends.index(worst))
+    told = elsewhere(ends.index(worst))
+    told = f"{failed}: {told}" if failed else told
     raise (StorageError if worst == EXPLAINED else RuntimeError)(told) from error
 
 
