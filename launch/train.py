@@ -112,7 +112,7 @@ def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | Non
 
 
 def _use_compilation_cache(given: str | None) -> str | None:
-    """Where compiled programs are kept from one start to the next."""
+    """Where compiled programs are kept from one start to the next; None: nowhere."""
     import jax
 
     if given is None:
@@ -121,7 +121,8 @@ def _use_compilation_cache(given: str | None) -> str | None:
         given = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
     folder = None if given == "none" else given
     jax.config.update("jax_compilation_cache_dir", folder)
-    return folder if jax.config.jax_enable_compilation_cache else None
+    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    return folder if kept else None
 
 
 def _huge_pages_tip() -> str | None:

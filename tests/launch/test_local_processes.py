@@ -1,6 +1,7 @@
 """Several processes are one run: the same data bit for bit, the same losses and parameters."""
 
 import itertools
+import os
 import pathlib
 import signal
 import subprocess
@@ -23,8 +24,9 @@ def command(*program, processes=2, devices=1, grace=30):
 
 def run(*program, timeout=60, **arguments):
     return subprocess.run(
-        command(*program, **arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
+        command(*program, **arguments), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
 
 
 def test_every_process_is_told_who_it_is_and_which_devices_it_has():
