@@ -2,11 +2,9 @@
 
 import dataclasses
 import itertools
-import os
 import pathlib
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import ml_collections
@@ -25,7 +23,6 @@ from sleepnet.storage import StorageError
 
 flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
 USER_ERRORS = (ConfigError, StorageError)
-STATUS = r"[A-Z_]+: "  # begins what XLA raises, of several types: of a collective, or of a device
 
 
 def run(main: Callable[[list[str]], int | None]):
@@ -34,27 +31,7 @@ def run(main: Callable[[list[str]], int | None]):
     try:
         app.run(main, flags_parser=_parse)
     except USER_ERRORS as error:
-        _exit(complain(error))
-    except Exception as error:
-        if not _is_one_of_several() or re.match(STATUS, str(error)):
-            raise
-        traceback.print_exc()
-        _exit(1)
-
-
-def _exit(code: int):
-    """At the exit of one of several processes JAX waits for the others, who may be waiting for this
-    one; minutes later it aborts it, with a code of its own. So this one leaves at once. (Not so
-    where a collective failed: then another one is gone, and that JAX aborts this one tells so.)"""
-    if _is_one_of_several():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def _is_one_of_several() -> bool:
-    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+        sys.exit(complain(error))
 
 
 def complain(error: Exception) -> int:

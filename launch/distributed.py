@@ -4,10 +4,17 @@ Cloud TPU, Slurm, Open MPI and Kubernetes tell JAX by themselves: --distributed 
 else every process gets the address of process 0, their number, and its own.
 """
 
+import contextlib
+import os
 import pathlib
+import re
+import sys
+import threading
+import traceback
 
 from absl import flags
 
+from launch import cli
 from launch.checks import WRONG
 from launch.checks.clusters import Cluster, detect
 from launch.checks.examination import call_the_roll
@@ -24,6 +31,9 @@ _WAIT = flags.DEFINE_integer(
     "wait", None, "Seconds to wait for other processes; by default 50, the doctor 15.", 1, 3600
 )
 PATIENCE = 50  # of a run, whose processes may still be importing
+PARTING_SECONDS = 10.0
+# Begins what XLA raises, of several types, when a collective fails; memory that is short is no such.
+STATUS = r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: "
 
 
 def cluster() -> Cluster | None:
@@ -58,8 +68,8 @@ def wait(default: float) -> float:
 def join(config: ExperimentConfig, workdir: str):
     """Waits for the other processes, if there are any; before anything asks for devices.
 
-    Where they are named, or JAX tells whom it finds, the roll is called first: JAX aborts without a
-    name when one is missing.
+    Where they are known before, the roll is called first: JAX aborts without a name when one is
+    missing.
 
     Raises:
       ConfigError: who is missing, is of another launch, or does not see the workdir of process 0.
@@ -71,14 +81,7 @@ def join(config: ExperimentConfig, workdir: str):
             return
         found = detect(wait(PATIENCE))
     if found is not None:
-        if found.process_id == 0:
-            storage.prepare_folder(pathlib.Path(workdir))
-        for finding in call_the_roll(found, config, workdir, wait(PATIENCE)):
-            if finding.status == WRONG and finding.check != "clocks":
-                raise ConfigError(
-                    f"process {found.process_id} of {found.num_processes}: {finding.seen}; "
-                    f"{finding.advice}"
-                )
+        _call_the_roll(found, config, workdir)
     import jax
 
     told = {} if found is None else found._asdict()
@@ -90,3 +93,67 @@ def join(config: ExperimentConfig, workdir: str):
             f"could not join the other processes: {reason}; python -m launch.doctor with the "
             f"same flags tells why"
         ) from error
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        # On CPU only the first process finds its programs there. It would be done while the others
+        # compile, and Gloo waits for nobody longer than 30 seconds.
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _call_the_roll(found: Cluster, config: ExperimentConfig, workdir: str):
+    refused = None
+    if found.process_id == 0:
+        try:
+            storage.prepare_folder(pathlib.Path(workdir))
+        except storage.StorageError as error:
+            refused = error  # the others come for nothing, and are told so
+    seen_in = None if refused else workdir
+    findings = list(call_the_roll(found, config, seen_in, wait(PATIENCE)))
+    if refused is not None:
+        raise refused
+    for finding in findings:
+        if finding.status == WRONG and finding.check != "clocks":
+            raise ConfigError(
+                f"process {found.process_id} of {found.num_processes}: {finding.seen}; "
+                f"{finding.advice}"
+            )
+
+
+@contextlib.contextmanager
+def parting():
+    """Where one of several processes ends its program: whatever threads still wait for others.
+
+    Errors for a person to read are as a rule errors of all processes, which part before they end:
+    one that finds another gone would abort. Any other error is of this process alone: it ends at
+    once, so that the others find it gone; but where a collective failed another is gone already,
+    and that JAX aborts this one tells so. Of a process that is alone, nothing changes.
+    """
+    import jax
+
+    code = 0
+    try:
+        yield
+    except BaseException as end:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(end, SystemExit):
+            code = end.code or 0
+        elif isinstance(end, cli.USER_ERRORS):
+            code = cli.complain(end)
+        elif re.match(STATUS, str(end)):
+            raise
+        else:
+            traceback.print_exception(end)
+            _end(1)
+    if jax.distributed.is_initialized():
+        # Others who do not part, because they know of no error, are not waited for.
+        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(PARTING_SECONDS)
+        _end(code)
+
+
+def _end(code):
+    """Without waiting for threads: those of Orbax wait minutes for a process that has failed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

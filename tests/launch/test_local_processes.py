@@ -1,6 +1,7 @@
 """Several processes are one run: the same data bit for bit, the same losses and parameters."""
 
 import itertools
+import os
 import pathlib
 import signal
 import subprocess
@@ -23,8 +24,9 @@ def command(*program, processes=2, devices=1, grace=30):
 
 def run(*program, timeout=60, **arguments):
     return subprocess.run(
-        command(*program, **arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
+        command(*program, **arguments), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
 
 
 def test_every_process_is_told_who_it_is_and_which_devices_it_has():
@@ -74,10 +76,11 @@ from sleepnet.config import ConfigError
 flags.DEFINE_bool("explained", False, "")
 def main(_):
     jax.distributed.initialize(**distributed.cluster()._asdict())
-    multihost_utils.process_allgather(numpy.zeros(3))
-    if jax.process_index() == 1:
-        raise ConfigError("no such thing") if flags.FLAGS.explained else ValueError("a bug")
-    multihost_utils.process_allgather(numpy.zeros(3))
+    with distributed.parting():
+        multihost_utils.process_allgather(numpy.zeros(3))
+        if jax.process_index() == 1:
+            raise ConfigError("no such thing") if flags.FLAGS.explained else ValueError("a bug")
+        multihost_utils.process_allgather(numpy.zeros(3))
 cli.run(main)
 """
 
