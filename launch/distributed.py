@@ -32,7 +32,7 @@ _WAIT = flags.DEFINE_integer(
 )
 PATIENCE = 50  # of a run, whose processes may still be importing
 PARTING_SECONDS = 10.0
-# Begins what XLA raises, of several types, where a collective fails. (Too little memory is no such.)
+# Begins what XLA raises, of several types, where a collective fails; too little memory is no such.
 STATUS = r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: "
 
 
