@@ -1,4 +1,4 @@
-"""TPU slices by name: how many chips and machines, how they lie, and how much memory each has."""
+"""TPUs by name: what their data sheets promise, and how many chips and machines a slice has."""
 
 import dataclasses
 import math
@@ -6,11 +6,27 @@ import re
 
 from sleepnet.config import ConfigError, choices, nearest
 
-GIB = 1 << 30
-# High-bandwidth memory of a chip (cloud.google.com/tpu/docs/system-architecture-tpu-vm), and how
-# many numbers its topologies have.
-MEMORY = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
-DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
+GB = 1e9  # as data sheets count
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peaks of one chip, from docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e (2026)."""
+
+    flops: float  # of bfloat16 products, per second
+    hbm: float  # bytes
+    hbm_rate: float  # bytes per second
+    ici_rate: float  # bytes per second that leave over all links: half of "bidirectional"
+    axes: int  # of the torus; two links a chip along each
+    wraps: int  # an axis whose length is a multiple of it is a ring, a shorter one is open
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * GB, 1228 * GB, 300 * GB, axes=3, wraps=4),
+    "v5e": Chip(197e12, 16 * GB, 819 * GB, 200 * GB, axes=2, wraps=16),
+    "v5p": Chip(459e12, 95 * GB, 2765 * GB, 600 * GB, axes=3, wraps=4),
+    "v6e": Chip(918e12, 32 * GB, 1640 * GB, 400 * GB, axes=2, wraps=16),
+}
 
 
 def parse_topology(name: str) -> tuple[str, int]:
@@ -20,16 +36,16 @@ def parse_topology(name: str) -> tuple[str, int]:
       ConfigError: no such chip, or no such shape.
     """
     kind, _, shape = name.partition(":")
-    if kind not in MEMORY:
+    if kind not in CHIPS:
         raise ConfigError(
-            f"--topology={name}: no such chip; allowed: {', '.join(MEMORY)}; "
-            f"the nearest is {nearest(kind, MEMORY)}"
+            f"--topology={name}: no such chip; allowed: {', '.join(CHIPS)}; "
+            f"the nearest is {nearest(kind, CHIPS)}"
         )
-    example = "x".join(["4"] * DIMENSIONS[kind])
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * DIMENSIONS[kind]), shape):
+    axes = CHIPS[kind].axes
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * axes), shape):
         raise ConfigError(
-            f"--topology={name}: a {kind} has a shape of {DIMENSIONS[kind]} numbers, such as "
-            f"{kind}:{example}"
+            f"--topology={name}: a {kind} has a shape of {axes} numbers, such as "
+            f"{kind}:{'x'.join(['4'] * axes)}"
         )
     return kind, math.prod(map(int, shape.split("x")))
 
@@ -62,12 +78,12 @@ class Accelerator:
     @property
     def topology(self) -> str:
         """As `parse_topology` takes it."""
-        return f"{self.kind}:{_SHAPES[DIMENSIONS[self.kind]][self.chips]}"
+        return f"{self.kind}:{_SHAPES[CHIPS[self.kind].axes][self.chips]}"
 
     @property
     def hosts(self) -> int:
         """Virtual machines, each a process of JAX."""
-        if DIMENSIONS[self.kind] == 2 and self.chips <= 8:
+        if CHIPS[self.kind].axes == 2 and self.chips <= 8:
             return 1
         return max(1, self.chips // 4)
 
@@ -77,7 +93,7 @@ def parse_accelerator(name: str) -> Accelerator:
     offered = {
         f"{prefix}-{chips * per_chip}": Accelerator(f"{prefix}-{chips * per_chip}", kind, chips)
         for prefix, (kind, per_chip) in _TYPES.items()
-        for chips in _SHAPES[DIMENSIONS[kind]]
+        for chips in _SHAPES[CHIPS[kind].axes]
     }
     if name not in offered:
         raise ConfigError(_not_offered(name, list(offered)))

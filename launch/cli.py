@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -126,10 +127,22 @@ def _parse(argv):
     _check_config_path(argv)
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # of --help, which has done what was asked; absl calls it a failure
+        sys.exit(0)
     except flags.Error as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(_ask_for_missing(error) or str(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(_explain(argv, error)) from None
+
+
+def _ask_for_missing(error: flags.Error) -> str | None:
+    """What absl says of required flags that were not given, in our words."""
+    missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
+    if isinstance(error, flags.UnrecognizedFlagError) and is_config(error.flagname):
+        missing = ["config"] if "config" in flags.FLAGS else []  # which defines its overrides
+    helps = [flags.FLAGS[name].help.splitlines()[0].rstrip(".;") for name in missing]
+    asked = [f"--{name}=... ({about})" for name, about in zip(missing, helps, strict=True)]
+    return f"give {' and '.join(asked)}" if asked else None
 
 
 def _check_config_path(argv):

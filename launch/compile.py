@@ -1,6 +1,6 @@
 """Compiles an experiment for a topology that is not here, and says what it would need.
 
-    python -m launch.compile --config=experiments/pod_125m.py --topology=v5e:2x4 \
+    python -m launch.compile --config=experiments/pod_125m.py --topology=v5e:2x4 \\
         [--step=train] [--rows=8] [--quick] [--json=PATH]
 
 The train step over all devices, the wake step of a token on one, and the sleep of a window over a

@@ -4,12 +4,20 @@ Cloud TPU, Slurm, Open MPI and Kubernetes tell JAX by themselves: --distributed 
 else every process gets the address of process 0, their number, and its own.
 """
 
+import contextlib
+import os
 import pathlib
+import re
+import sys
+import threading
+import traceback
 
 from absl import flags
 
+from launch import cli
 from launch.checks import WRONG
-from launch.checks.examination import Cluster, call_the_roll
+from launch.checks.clusters import Cluster, detect
+from launch.checks.examination import call_the_roll
 from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig
 
@@ -23,6 +31,9 @@ _WAIT = flags.DEFINE_integer(
     "wait", None, "Seconds to wait for other processes; by default 50, the doctor 15.", 1, 3600
 )
 PATIENCE = 50  # of a run, whose processes may still be importing
+PARTING_SECONDS = 10.0
+# Begins what XLA raises, of several types, where a collective fails; too little memory is no such.
+STATUS = r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: "
 
 
 def cluster() -> Cluster | None:
@@ -57,33 +68,92 @@ def wait(default: float) -> float:
 def join(config: ExperimentConfig, workdir: str):
     """Waits for the other processes, if there are any; before anything asks for devices.
 
-    Where the flags name them, the roll is called first: JAX aborts without a name when one is
+    Where they are known before, the roll is called first: JAX aborts without a name when one is
     missing.
 
     Raises:
       ConfigError: who is missing, is of another launch, or does not see the workdir of process 0.
       StorageError: process 0 cannot write to the workdir.
     """
-    named = cluster()
-    if named is None and not DISTRIBUTED.value:
-        return
-    if named is not None:
-        if named.process_id == 0:
-            storage.prepare_folder(pathlib.Path(workdir))
-        for finding in call_the_roll(named, config, workdir, wait(PATIENCE)):
-            if finding.status == WRONG and finding.check != "clocks":
-                raise ConfigError(
-                    f"process {named.process_id} of {named.num_processes}: {finding.seen}; "
-                    f"{finding.advice}"
-                )
+    found = cluster()
+    if found is None:
+        if not DISTRIBUTED.value:
+            return
+        found = detect(wait(PATIENCE))
+    if found is not None:
+        _call_the_roll(found, config, workdir)
     import jax
 
-    by_hand = {} if named is None else named._asdict()
+    told = {} if found is None else found._asdict()
     try:
-        jax.distributed.initialize(**by_hand, initialization_timeout=round(wait(PATIENCE)))
+        jax.distributed.initialize(**told, initialization_timeout=round(wait(PATIENCE)))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"could not join the other processes: {reason}; python -m launch.doctor with the "
             f"same flags tells why"
         ) from error
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        # On CPU only the first process finds its programs there. It would be done while the others
+        # compile, and Gloo waits for nobody longer than 30 seconds.
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _call_the_roll(found: Cluster, config: ExperimentConfig, workdir: str):
+    refused = None
+    if found.process_id == 0:
+        try:
+            storage.prepare_folder(pathlib.Path(workdir))
+        except storage.StorageError as error:
+            refused = error  # the others come for nothing, and are told so
+    seen_in = None if refused else workdir
+    findings = list(call_the_roll(found, config, seen_in, wait(PATIENCE)))
+    if refused is not None:
+        raise refused
+    for finding in findings:
+        if finding.status == WRONG and finding.check != "clocks":
+            raise ConfigError(
+                f"process {found.process_id} of {found.num_processes}: {finding.seen}; "
+                f"{finding.advice}"
+            )
+
+
+@contextlib.contextmanager
+def parting():
+    """Where one of several processes ends its program: whatever threads still wait for others.
+
+    Errors for a person to read are as a rule errors of all processes, which part before they end:
+    one that finds another gone would abort. Any other error is of this process alone: it ends at
+    once, so that the others find it gone; but where a collective failed another is gone already,
+    and that JAX aborts this one tells so. Of a process that is alone, nothing changes.
+    """
+    import jax
+
+    code = 0
+    try:
+        yield
+    except BaseException as end:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(end, SystemExit):
+            code = end.code or 0
+        elif isinstance(end, cli.USER_ERRORS):
+            code = cli.complain(end)
+        elif re.match(STATUS, str(end)):
+            raise
+        else:
+            traceback.print_exception(end)
+            _end(1)
+    if jax.distributed.is_initialized():
+        # Others who do not part, because they know of no error, are not waited for.
+        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(PARTING_SECONDS)
+        _end(code)
+
+
+def _end(code):
+    """Without waiting for threads: those of Orbax wait minutes for a process that has failed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

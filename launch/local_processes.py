@@ -1,7 +1,7 @@
 """Runs a program as several processes of one run, on this machine: for tests, and for hosts with
 several GPUs.
 
-    python -m launch.local_processes --processes=2 --devices=4 -- \
+    python -m launch.local_processes --processes=2 --devices=4 -- \\
         python -m launch.train --config=experiments/depo_small.py --workdir=runs/two
 
 Every process gets --coordinator_address, --num_processes and --process_id behind its own arguments.

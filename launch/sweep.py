@@ -5,13 +5,15 @@
         [--random=training.muon_learning_rate=log:1e-3:3e-2 --samples=8] [--dry_run]
 
 All combinations of the grid, for each sample of the random fields (log, uniform, int); all are
-validated before any begins. Each trains in WORKDIR/NAME, with its log in train.log; the table is in
-WORKDIR/sweep.jsonl and sweep.md. Ctrl-C lets all save first (twice: stop at once). Exit codes:
-0 all done, 1 some failed, 2 an error that the message explains, 128 + signal when stopped by one.
+validated before any begins, and their meshes held against this machine's devices. Each trains in
+WORKDIR/NAME, with its log in train.log; the table is in WORKDIR/sweep.jsonl and sweep.md. Ctrl-C
+lets all save first (twice: stop at once). Exit codes: 0 all done, 1 some failed, 2 an error that
+the message explains, 128 + signal when stopped by one.
 """
 
 import pathlib
 import signal
+import subprocess
 import sys
 
 from absl import flags
@@ -51,7 +53,6 @@ def main(_):
         for run in runs:
             print(" ".join(["python", *_train(run, folder / run.name)[1:]]))
         return 0
-    storage.prepare_folder(folder)
     return _work(runs, folder)
 
 
@@ -59,6 +60,9 @@ def _work(runs, folder: pathlib.Path) -> int:
     from launch.sweeps import book  # heavy imports only once all runs are known to be good
     from launch.sweeps.crew import Crew
 
+    if left := [run for run in runs if not book.is_done(run, folder / run.name)]:
+        space.check_meshes(left, _num_devices())
+    storage.prepare_folder(folder)
     stop = _Stop()
     crew = Crew(
         folder,
@@ -75,6 +79,17 @@ def _work(runs, folder: pathlib.Path) -> int:
         print("stopped; the same command goes on")
         return 128 + stop.signal
     return 1 if any(row.status == book.FAILED for row in rows) else 0
+
+
+def _num_devices() -> int:
+    """Of this machine. A child asks: who has asked holds them, and the runs need them."""
+    ask = [sys.executable, "-c", "import jax; print(jax.device_count())"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=300)
+    except subprocess.SubprocessError:
+        raise ConfigError("the devices here do not answer; python -m launch.doctor tells why"
+                          ) from None  # fmt: skip
+    return int(done.stdout.split()[-1])
 
 
 def _train(run, workdir) -> list[str]:

@@ -131,8 +131,10 @@ def _judge(pod: Pod) -> bool:
     if not config or not _DOCTOR.value:
         return True
     programs = ["launch.doctor"]
-    if _DRY_RUN.value and importlib.util.find_spec("launch.compile"):
+    if _DRY_RUN.value and importlib.util.find_spec("libtpu"):
         programs.append("launch.compile")
+    elif _DRY_RUN.value:
+        print("# no launch.compile: it needs the TPU compiler, pip install -e '.[tpu]'")
     well = True
     for program in programs:
         command = ["python", "-m", program, *config, f"--topology={pod.accelerator.topology}"]

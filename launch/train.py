@@ -1,6 +1,6 @@
 """Trains one experiment; run again, it resumes.
 
-    python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \
+    python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \\
         [--config.model.passes=4] [--config.training.seed=1] [--profile_steps=100,110]
 
 As one of several processes of a run: with the flags of launch.distributed, on every machine alike,
@@ -51,25 +51,26 @@ def main(_):
     profile_steps = _profile_steps(_PROFILE.value, config.training.steps)
     distributed.join(config, _WORKDIR.value)
     signals.install()
+    with distributed.parting():
+        _train(config, pathlib.Path(_WORKDIR.value), signals, profile_steps)
+
+
+def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
+    """Exits where the run is not done."""
     cli.check_backend(config.model)
     show = _ProgressLine(sys.stderr)
-    workdir = pathlib.Path(_WORKDIR.value)
-    import jax
-
     from sleepnet.training import loop  # heavy: once the config is good
-    from sleepnet.training import workdir as workdirs
-    from sleepnet.training.metrics import held_out_rows
 
     cache = _use_compilation_cache(_CACHE.value)
-    if jax.process_index() == 0:
-        workdirs.claim_workdir(config, workdir)
+
+    def on_claimed():
         _record_start(workdir, config)
         print(
             f"training {config.task.name}, pattern {config.model.pattern}, "
             f"N = {config.model.passes}, seed {config.training.seed}: {config.training.steps} "
             f"steps of {config.training.batch_size} examples, in {workdir}"
         )
-        show.notice(f"compiled programs are kept in {cache}")
+        show.notice(f"compiled programs are kept in {cache}" if cache else "no program is kept")
         if tip := _huge_pages_tip():
             show.notice(tip)
 
@@ -80,7 +81,7 @@ def main(_):
 
     try:
         state = loop.train(
-            config, workdir,
+            config, workdir, on_claimed=on_claimed,
             on_progress=show, on_notice=show.notice, on_stall=on_stall,
             on_phase=lambda phase, _: signals.has_nothing_to_save(phase in ("restore", "compile")),
             should_stop=signals.asked, profile_steps=profile_steps,
@@ -90,8 +91,7 @@ def main(_):
     finally:
         show.end()
     step = int(state.step)
-    lacks_evaluation = config.training.evaluate_every and step not in held_out_rows(workdir)
-    if step < config.training.steps or lacks_evaluation:
+    if not loop.is_finished(config, workdir, step):
         by = "" if signals.asked() else " with another process"
         print(f"stopped{by} at step {step} and saved; the same command goes on from there")
         sys.exit(128 + (signals.received or signal.SIGTERM))
@@ -112,7 +112,7 @@ def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | Non
 
 
 def _use_compilation_cache(given: str | None) -> str | None:
-    """Where compiled programs are kept from one start to the next."""
+    """Where compiled programs are kept from one start to the next; None: nowhere."""
     import jax
 
     if given is None:
@@ -121,7 +121,8 @@ def _use_compilation_cache(given: str | None) -> str | None:
         given = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
     folder = None if given == "none" else given
     jax.config.update("jax_compilation_cache_dir", folder)
-    return folder
+    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    return folder if kept else None
 
 
 def _huge_pages_tip() -> str | None:

@@ -390,8 +390,12 @@ class TrainingConfig:
     rollbacks: int = 3  # likewise
 
     on_save_error: str = "stop"  # when a disk is full, say: stop, or continue and try again
-    stall_seconds: float = 600.0  # without a sign of life, such as a step, are told; 0: never
-    stall_stops: bool = False  # the program then ends, for whoever starts it again
+    # So many seconds without a sign of life, such as a step, are told with the stacks of all
+    # threads (0: never). With `stall_stops` the program then ends, for whoever starts it again; but
+    # not while it restores or compiles, which are one call each: how long they take depends on the
+    # model, and started again they would take as long.
+    stall_seconds: float = 600.0
+    stall_stops: bool = False
 
     def __post_init__(self):
         _check_types(self)

@@ -160,6 +160,8 @@ def _chosen(devices) -> tuple[Any, ...]:
 
 @functools.lru_cache(maxsize=64)
 def refine_over_window(config, passes, devices):
+    """`refine_window` with a part of the window on each device; compiled once for its arguments."""
+
     def run(params, dusk, features_BTD):
         return refine_window(
             params, dusk, features_BTD, config=config, passes=passes, axis="window"

@@ -52,53 +52,67 @@ def make_mesh(config: ExperimentConfig, devices: Sequence[Any]) -> Mesh:
     missing = {device.process_index for device in devices} - {d.process_index for d in used}
     if missing:
         raise ConfigError(
-            f"mesh.data={data} x mesh.fsdp={fsdp} is {len(used)} devices, and leaves those of "
-            f"process {min(missing)} idle; there are {len(devices)}"
+            f"mesh.data={data} x mesh.fsdp={fsdp} is {len(used)} of {_there(len(devices))}, and "
+            f"leaves those of process {min(missing)} idle; leave mesh.data out, and it takes all"
         )
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=used)
 
 
 def mesh_shape(config: ExperimentConfig, num_devices: int) -> tuple[int, int]:
     """(data, fsdp) over so many devices; raises ConfigError as `make_mesh`."""
-    data, fsdp = config.mesh.data, config.mesh.fsdp
-    if fsdp > num_devices:
-        raise ConfigError(f"mesh.fsdp={fsdp} is more than the {num_devices} devices there are")
-    if data is None:
-        if num_devices % fsdp:
-            raise ConfigError(
-                f"mesh.fsdp must divide the {num_devices} devices there are; got {fsdp}; the "
-                f"nearest is {_nearest_divisor(fsdp, num_devices)}"
-            )
-        data = num_devices // fsdp
-    if data * fsdp > num_devices:
-        raise ConfigError(
-            f"mesh.data={data} x mesh.fsdp={fsdp} needs {data * fsdp} devices, and there are "
-            f"{num_devices}; leave mesh.data out, and it takes all"
-        )
-    width, batch, parts = config.model.d_model, config.training.batch_size, config.training.parts
-    if width % fsdp:
-        raise ConfigError(
-            f"mesh.fsdp must divide model.d_model={width}; got {fsdp}; "
-            f"the nearest is {_nearest_divisor(fsdp, width)}"
-        )
+    fsdp = _fsdp(config, num_devices)
+    return _data(config, num_devices, fsdp), fsdp
+
+
+def _fsdp(config, num_devices) -> int:
+    fsdp, width = config.mesh.fsdp, config.model.d_model
+    takes_all = config.mesh.data is None
+    allowed = [
+        n for n in range(1, num_devices + 1)
+        if width % n == 0 and (num_devices % n == 0 or not takes_all)
+    ]  # fmt: skip
+    if fsdp in allowed:
+        return fsdp
+    there = f"divide {_there(num_devices)}" if takes_all else f"be within {_there(num_devices)}"
+    raise ConfigError(f"mesh.fsdp={fsdp}: it must {there}, and divide model.d_model={width}; "
+                      f"{_choice(fsdp, allowed)}")  # fmt: skip
+
+
+def _data(config, num_devices, fsdp) -> int:
+    given, most = config.mesh.data, num_devices // fsdp
+    batch, parts = config.training.batch_size, config.training.parts
+    allowed = [n for n in range(1, most + 1) if batch % (n * fsdp * parts) == 0]
+    data = most if given is None else given
+    if data in allowed:
+        return data
+    if given is None or not allowed:
+        raise ConfigError(_batch_does_not_fit(batch, min(data, most), fsdp, parts, allowed))
+    if given > most:
+        why = f"with mesh.fsdp={fsdp}, {given * fsdp} are more than {_there(num_devices)}"
+    else:
+        why = f"training.batch_size={batch} is no multiple of {given} x {fsdp} (mesh.fsdp)"
+        why += f" x {parts} (training.parts)"
+    raise ConfigError(f"mesh.data={given}: {why}; {_choice(given, allowed)}")
+
+
+def _batch_does_not_fit(batch, data, fsdp, parts, allowed_data) -> str:
     whole = data * fsdp * parts
-    if batch % whole:
-        below, above = batch // whole * whole, -(-batch // whole) * whole
-        near = above if below == 0 or above - batch < batch - below else below
-        raise ConfigError(
-            f"training.batch_size={batch} must be a multiple of the devices of the mesh times "
-            f"training.parts, {data} x {fsdp} x {parts}; the nearest is {near}; or set "
-            f"mesh.data={_most_data(batch, fsdp * parts, data)}"
-        )
-    return data, fsdp
+    below, above = batch // whole * whole, -(-batch // whole) * whole
+    near = above if below == 0 or above - batch < batch - below else below
+    other = f"; or set mesh.data={allowed_data[-1]}" if allowed_data else ""
+    return (
+        f"training.batch_size={batch} must be a multiple of the devices of the mesh times "
+        f"training.parts, {data} x {fsdp} x {parts}; the nearest is {near}{other}"
+    )
 
 
-def _nearest_divisor(value: int, of: int) -> int:
-    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - value))
+def _there(num_devices: int) -> str:
+    return "the one device there is" if num_devices == 1 else f"the {num_devices} devices there are"
 
 
-def _most_data(batch, rest, limit):
-    return max((d for d in range(1, limit + 1) if batch % (d * rest) == 0), default=1)
+def _choice(value: int, allowed: list[int]) -> str:
+    near = min(allowed, key=lambda n: abs(n - value))
+    return f"allowed: {', '.join(map(str, allowed))}; the nearest is {near}"
 
 
 def of_state(mesh: Mesh, state: Any) -> Any:

@@ -154,6 +154,7 @@ def growth(config, fewer, more):
     return grown / (more - fewer) / crossing_bytes(config)
 
 
+@pytest.mark.slow
 def test_a_window_more_costs_the_gradient_only_what_crosses_its_boundary():
     """remat="window": from 4 to 16 windows, memory grows by at most 3 times the bytes of fast
     weights per window; less would be to forget one."""

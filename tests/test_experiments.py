@@ -37,6 +37,7 @@ def test_the_experiments_are_there():
     assert {"depo_small", "rule110_small", "text_small", "depo", "rule110"} <= set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_docstring_has_the_command(name):
     module, _ = load(name)

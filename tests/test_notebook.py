@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import nbformat
+import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NOTEBOOK = REPOSITORY / "experiments" / "notebooks" / "quickstart.ipynb"
@@ -24,6 +25,7 @@ def figures(notebook):
     return [output for output in outputs if "image/png" in output.get("data", {})]
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path):
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager

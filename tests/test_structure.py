@@ -120,8 +120,10 @@ def test_each_dependency_has_one_door(library):
 
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_nothing_leans_on_the_inside_of_jax(name):
-    """No jax._src, neither imported nor reached for."""
-    assert not any(imported.startswith("jax._src") for imported in imports(TREES[name]))
+    """No jax._src, neither imported nor reached for; but where a cluster is looked for, which JAX
+    tells nobody, and where the program goes on without."""
+    leans = any(imported.startswith("jax._src") for imported in imports(TREES[name]))
+    assert leans == (name == "launch.checks.clusters")
     attributes = {node.attr for node in ast.walk(TREES[name]) if isinstance(node, ast.Attribute)}
     assert "_src" not in attributes
 

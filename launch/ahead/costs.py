@@ -17,8 +17,9 @@ from typing import Any
 
 import jax
 
-from launch.ahead.chips import GB, Topology
 from launch.ahead.steps import Step
+from launch.ahead.topologies import Topology
+from launch.chips import GB
 from sleepnet.config import REMAT_LEVELS, ExperimentConfig
 from sleepnet.evaluation.programs import Program
 

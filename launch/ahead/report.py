@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from launch.ahead import STEPS, chips, costs, table
+from launch.ahead import STEPS, costs, table, topologies
 from launch.ahead import steps as made
 from sleepnet.config import ExperimentConfig
 
@@ -52,7 +52,7 @@ def report(
     Raises:
       ConfigError: an unknown topology, no compiler for it, or a mesh that it does not take.
     """
-    there = chips.topology(topology)
+    there = topologies.topology(topology)
     wanted = {
         "train": lambda: made.train(config, there),
         "wake": lambda: made.wake(config, there, rows),

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import sleepnet
-from launch.ahead.chips import Topology
+from launch.ahead.topologies import Topology
 from sleepnet import decode, parallel, sharding, tasks
 from sleepnet.config import PARTS, ExperimentConfig, ModelConfig
 from sleepnet.flops import part_flops, training_flops

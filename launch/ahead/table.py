@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from launch.ahead.chips import GB
 from launch.ahead.costs import Measured
+from launch.chips import GB
 from sleepnet.evaluation.markdown import table
 
 _NOTHING = "–"

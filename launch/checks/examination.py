@@ -6,7 +6,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from launch.checks import (
     OK,
@@ -21,19 +20,12 @@ from launch.checks import (
     within,
     wrong,
 )
+from launch.checks.clusters import Cluster, detect
 from sleepnet.config import ConfigError, ExperimentConfig
 
 SECONDS = 50.0  # for all that is looked at, while `Launch.wait` is PATIENCE
 PATIENCE = 15.0
 APART = ("alike", "shared", "clocks")  # checks of the roll that do not keep JAX from joining
-
-
-class Cluster(NamedTuple):
-    """The processes of a launch, as `jax.distributed.initialize` takes them."""
-
-    coordinator_address: str
-    num_processes: int
-    process_id: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +57,10 @@ def examine(launch: Launch) -> Iterator[Finding]:
     yield from findings
     findings, workdir = _try_workdir(launch.workdir, min(10.0, deadline.left()))
     yield from findings
+    findings, cluster = _find_cluster(launch, deadline.left())
+    yield from findings
     together = True
-    if launch.cluster is not None:
-        cluster = launch.cluster
+    if cluster is not None:
         findings = within(
             deadline.left(), "coordinator",
             lambda: call_the_roll(cluster, config, workdir, launch.wait),
@@ -82,8 +75,8 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "config": config and config.to_dict(),
         "workdir": workdir,
         "topology": launch.topology,
-        "cluster": launch.cluster and launch.cluster._asdict(),
-        "join": together and (launch.detect or launch.cluster is not None),
+        "cluster": cluster and cluster._asdict(),
+        "join": together and (launch.detect or cluster is not None),
         "wait": round(launch.wait),
         "facts": _facts(config),
     }
@@ -122,6 +115,21 @@ def _try_workdir(workdir: str | None, seconds: float) -> tuple[list[Finding], st
     advice = "the file system does not answer: see its mount, or name another --workdir"
     findings = within(seconds, "workdir", lambda: folder.check(workdir), advice)
     return findings, (workdir if findings[0].status == OK else None)
+
+
+def _find_cluster(launch: Launch, seconds: float) -> tuple[list[Finding], Cluster | None]:
+    """The cluster that was named, or else one that JAX finds, where it tells."""
+    if launch.cluster is not None or not launch.detect:
+        return [], launch.cluster
+    found = []
+
+    def look():
+        found.append(detect(launch.wait))
+        return []
+
+    advice = "what tells JAX of its cluster does not answer: on Cloud TPU, the metadata server"
+    findings = within(seconds, "coordinator", look, advice)
+    return findings, (found[0] if found else None)
 
 
 def call_the_roll(cluster: Cluster, config, workdir, wait: float) -> Iterator[Finding]:

@@ -104,9 +104,9 @@ def sees_mark(workdir: str, name: str) -> bool:
 
 
 def size(num_bytes: float) -> str:
-    """3.2 GiB, 15 MiB."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
+    """3.2 GB, 15 MB: decimal, as data sheets of chips and disks count."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.3g} TiB"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"

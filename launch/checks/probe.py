@@ -69,7 +69,7 @@ def _judged_for(plan: dict[str, Any]) -> tuple[int, int]:
     """How many devices, and the bytes of memory of each."""
     if plan["topology"] is not None:
         kind, num_devices = chips.parse_topology(plan["topology"])
-        return num_devices, chips.MEMORY[kind]
+        return num_devices, round(chips.CHIPS[kind].hbm)
     num_devices = jax.device_count()
     if plan["cluster"] and not plan["join"]:  # alone, though others belong to it
         num_devices *= plan["cluster"]["num_processes"]

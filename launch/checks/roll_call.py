@@ -179,7 +179,7 @@ def _unreached(address: str, error: OSError) -> RollCallError:
     if isinstance(error, ConnectionRefusedError):
         return RollCallError(
             f"coordinator {address} refuses connections: nothing listens there",
-            f"start the same command as --process_id=0 on {host}, at the same time; "
+            f"start the same command as process 0 (--process_id=0) on {host}, at the same time; "
             f"check the port {port}",
         )
     if isinstance(error, TimeoutError):
@@ -233,6 +233,10 @@ def _alike(roll):
 
 def _shared(roll):
     blind = [card.name for card in roll if card.sees is False]
+    first = roll[0]
+    if blind and first.process == 0 and first.sees is None:
+        seen = f"{first.name} cannot write to its --workdir"
+        return [wrong("shared", seen, "see what it says, and run all again")]
     if blind:
         seen = f"{', '.join(blind)}: does not see what process 0 writes in its --workdir"
         remedy = "name a folder that all machines mount, such as NFS or a bucket"

@@ -15,7 +15,7 @@ from launch.checks import Deadline, Finding, wrong
 REMEDIES = {
     "start": "run python -c 'import jax' and see what it says",
     "join": "every process that came says this of itself: the others are missing; start all within "
-    "a quarter of a minute (--join_timeout)",
+    "a quarter of a minute (--wait)",
     "devices": "another program may hold the devices (on a TPU: lsof /dev/accel* /dev/vfio/*; on a "
     "GPU: nvidia-smi): end it, or restart the machine",
     "exchange": "the machines reach the coordinator, and their devices not each other: see the "

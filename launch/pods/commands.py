@@ -111,12 +111,12 @@ class Pod:
             f"echo $! > {PID}"
         )
 
-    def status(self) -> list[str]:
-        """Of the command, on the machine of process 0: "running", "ended CODE" or "free"."""
+    def status(self, worker: str = "0") -> list[str]:
+        """Of the command, a line for a machine: "running", "ended CODE" or "free"."""
         return self.ssh(
             f"if test -e {PID} && kill -0 $(cat {PID}) 2> /dev/null; then echo running; "
             f"elif test -e {EXIT}; then echo ended $(cat {EXIT}); else echo free; fi",
-            worker="0",
+            worker,
         )
 
     def follow(self) -> list[str]:

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from launch.pods import commands, gcloud
 from launch.pods.commands import Pod
@@ -14,8 +14,10 @@ ON_ITS_WAY = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 LEAVING = ("SUSPENDING", "DELETING")
 OVER = ("SUSPENDED", "FAILED")
 LOST_NODE = ("PREEMPTED", "TERMINATED", "STOPPED", "NOT_FOUND")
+# Exit codes.
+USER_ERROR, TRY_AGAIN = 2, 75  # of launch.train: what a message explains; it stood still
+ABORTED = 128 + 6  # by JAX, in the processes that are left when another one ends
 STOPPED = (128 + 15, 128 + 2)  # a machine that is taken away sends SIGTERM first
-TRY_AGAIN = 75  # of launch.train, when it stood still
 PATIENCE = 10  # questions that may go unanswered
 
 
@@ -46,6 +48,8 @@ class Life:
                 resubmit -= 1
                 code = self._furnish_and_run(doctor)
             if code is None:
+                if not self._taken_away():
+                    gcloud.show(self.pod.last_words())
                 self._say("it was cut short: the same command goes on from the last checkpoint; "
                           "--resubmit=10 does so by itself")  # fmt: skip
                 self.give_back()
@@ -154,12 +158,35 @@ class Life:
                 break
             self._say("the connection was lost; following again")
             time.sleep(self._pause)
-        if status == "free":
-            return None
-        code = int(status.removeprefix("ended "))
-        if code == TRY_AGAIN:
-            return None
-        return None if code in STOPPED and self._taken_away(patient=True) else code
+        return 0 if status == "ended 0" else self._judge(self._ends() or [status])
+
+    def _ends(self) -> list[str]:
+        """Of the command on all machines, as `Pod.status` has it; when it has ended on one, JAX
+        aborts it on the others, some minutes later."""
+        ends = []
+        for _ in range(PATIENCE):
+            result = gcloud.ask(self.pod.status("all"))
+            ends = result.output.splitlines()
+            if result.code == 0 and "running" not in ends:
+                break
+            if self._taken_away():
+                return [*ends, "free"]
+            time.sleep(self._pause)
+        return ends
+
+    def _judge(self, ends: Sequence[str]) -> int | None:
+        """The exit code, or None: what ended it may be over, and it may be tried again."""
+        codes = [int(end.split()[1]) for end in ends if end.startswith("ended ")]
+        code = cause(codes)
+        lost = "free" in ends or self._taken_away(patient=code in STOPPED)
+        if code is not None and (code == USER_ERROR or not lost):
+            return code
+        if codes:
+            self._say(f"exit codes of the machines: {', '.join(map(str, codes))}")
+        if "running" in ends and not lost:
+            raise PodError("the command has ended on one machine and still runs on another: see "
+                           f"{gcloud.text(self.pod.last_words())}")  # fmt: skip
+        return None
 
     def _status(self) -> str:
         """Of the command, from a machine that may not answer at once."""
@@ -188,6 +215,21 @@ class Life:
         out.mkdir(parents=True, exist_ok=True)
         self._say(f"fetching the results into {out}")
         gcloud.do(self.pod.fetch(out))
+
+
+def cause(codes: Sequence[int]) -> int | None:
+    """Of the exit codes of all machines, the one that tells why; None: the command may go on.
+
+    A process that stands still, or that has an error of its own, makes JAX abort the others.
+    """
+    own = [code for code in codes if code not in (0, ABORTED, *STOPPED)]
+    if USER_ERROR in own:
+        return USER_ERROR
+    if TRY_AGAIN in own:
+        return None
+    if own or ABORTED in codes:
+        return own[0] if own else None
+    return max(codes, default=None)
 
 
 def plan(pod: Pod, out: pathlib.Path | None, *, keep: bool, doctor: bool):

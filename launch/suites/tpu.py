@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from launch.ahead.chips import CHIPS, topology
 from launch.ahead.steps import shapes
+from launch.ahead.topologies import topology
+from launch.chips import CHIPS
 from launch.suites import Options
 from sleepnet import decode, parallel
 from sleepnet.config import ModelConfig

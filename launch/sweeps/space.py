@@ -13,6 +13,7 @@ import ml_collections
 
 from launch import cli
 from sleepnet import config as c
+from sleepnet import sharding
 from sleepnet.config import ConfigError, ExperimentConfig, choices, nearest
 
 KINDS = ("log", "uniform", "int")
@@ -112,10 +113,25 @@ def make_runs(
                 runs.append(Run(name, chosen, _config(base, chosen)))
             except ConfigError as error:
                 bad.append(f"  {name}: {error}")
-    if bad:
-        raise ConfigError(f"{len(bad)} of {len(runs) + len(bad)} runs cannot be; nothing was "
-                          "started:\n" + "\n".join(bad))  # fmt: skip
+    _refuse(bad, len(runs) + len(bad))
     return list({run.name: run for run in runs}.values())  # two draws may round to one
+
+
+def check_meshes(runs: Sequence[Run], num_devices: int):
+    """Raises ConfigError with every run whose mesh does not fit so many devices, and why."""
+    bad = []
+    for run in runs:
+        try:
+            sharding.mesh_shape(run.config, num_devices)
+        except ConfigError as error:
+            bad.append(f"  {run.name}: {error}")
+    _refuse(bad, len(runs))
+
+
+def _refuse(bad: list[str], num_runs: int):
+    if bad:
+        raise ConfigError(f"{len(bad)} of {num_runs} runs cannot be; nothing was started:\n"
+                          + "\n".join(bad))  # fmt: skip
 
 
 def _config(base: ml_collections.ConfigDict, chosen: dict[str, str]) -> ExperimentConfig:

@@ -17,6 +17,8 @@ _ON_CHIP = "S(1)"  # in a layout on TPU: the array lies in VMEM
 
 @dataclasses.dataclass(frozen=True)
 class Array:
+    """An array of a program, as its text tells."""
+
     dtype: str
     shape: tuple[int, ...]
     on_chip: bool  # beside the matrix unit, not in HBM
@@ -30,6 +32,8 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """A line of a program."""
+
     name: str
     operation: str
     results: tuple[Array, ...]

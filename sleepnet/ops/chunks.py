@@ -36,6 +36,7 @@ def group_size(heads: int, length: int, platform: str | None = None) -> int:
 
 
 def corrects(rule):
+    """Whether the rule writes only what S does not yet tell of a key."""
     return rule in ("gated_delta", "delta")
 
 
@@ -70,6 +71,7 @@ def check_inputs(q, k, v, g, beta, rule):
 
 
 def initial(k, v, state_BHKV):
+    """S to start from in float32: zeros by default; ValueError if its shape does not fit."""
     shape = (v.shape[0], v.shape[-2], k.shape[-1], v.shape[-1])
     if state_BHKV is None:
         return jnp.zeros(shape, jnp.float32)
@@ -93,6 +95,7 @@ def to_chunks(x_BTH, size):
 
 
 def from_chunks(out_NBHCV, T):
+    """Chunks laid out again as out_BTHV, without padding."""
     N, B, H, C, V = out_NBHCV.shape
     return jnp.moveaxis(out_NBHCV, (0, 2), (1, 3)).reshape(B, N * C, H, V)[:, :T]
 
@@ -111,6 +114,7 @@ def running_sum(g_C):
 
 
 def to_end(total):
+    """The log decay from each place to the end of its chunk, of a `running_sum`."""
     return sum(part[..., -1:] - part for part in total)
 
 

@@ -19,11 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sleepnet import storage
+from sleepnet.training import agree
 from sleepnet.training.step import TrainState
 
 FOLDER = "checkpoints"
@@ -32,8 +31,7 @@ PARAMS, REST, RECORD = "params", "rest", "record"
 IN_PARAMS = f".{PARAMS}"  # how their paths begin in a state
 RECORD_FILE = "data.json"  # where JsonHandler writes
 UNFINISHED, LEAVING = ".orbax-checkpoint-tmp", ".leaving-"
-# How a save stands, or a restore ended, on one process.
-FINE, UNDER_WAY, FAILED, REFUSED = range(4)
+FINE, UNDER_WAY, FAILED = range(3)  # how a save stands on one process
 
 
 class SaveError(storage.StorageError):
@@ -85,7 +83,7 @@ class Checkpoints:
         """
         earlier = self._outcome(wait=True)
         step = int(state.step)
-        if not _gather(step in self.steps())[0]:
+        if not agree.from_first(lambda: step in self.steps()):
             self._begin(state, step, metric)
         elif metric is not None:
             self.rate(step, metric)
@@ -113,13 +111,23 @@ class Checkpoints:
             raise error
 
     def discard_after(self, step: int):
-        """Deletes the checkpoints of later steps, newest first."""
+        """Deletes the checkpoints of later steps, newest first.
+
+        Raises:
+          StorageError: one cannot be deleted; later ones are gone.
+        """
         self.wait()
-        later = [saved for saved in reversed(self._agreed_steps()) if saved > step]
-        if jax.process_index() == 0:
-            for saved in later:
-                self._delete(saved)
-        _gather(FINE)  # nobody goes on before they are gone
+
+        def discard():
+            for later in [saved for saved in reversed(self.steps()) if saved > step]:
+                try:
+                    self._delete(later)
+                except OSError as error:
+                    raise storage.StorageError(
+                        f"{self._source(later)} cannot be deleted: {error.strerror}"
+                    ) from error
+
+        agree.from_first(discard)  # nobody goes on before they are gone
 
     def close(self):
         """`wait`."""
@@ -163,15 +171,16 @@ class Checkpoints:
           StorageError: there are checkpoints and none can be read; all are left as they are.
         """
         damaged = []
-        for step in reversed(self._agreed_steps()):
+        for step in reversed(agree.from_first(self.steps)):
             try:
                 state = self.restore(like, step)
             except storage.StorageError as error:
                 damaged.append((step, error))
                 continue
+            kept = agree.from_first(lambda: [self._set_aside(bad) for bad, _ in damaged])
             return state, [
-                f"{error}; kept as {self._set_aside(bad).name}, going back to step {step}"
-                for bad, error in damaged
+                f"{error}; kept as {name}, going back to step {step}"
+                for (_, error), name in zip(damaged, kept, strict=True)
             ]
         if damaged:
             raise storage.StorageError(
@@ -188,31 +197,32 @@ class Checkpoints:
         record = {"step": step, "metric": metric, "digests": storage.digests(state)}
         items = {PARAMS: state.params, REST: _rest(state)}
         try:
-            self._prepare()
+            agree.from_first(self._prepare)
+        except storage.StorageError as error:
+            raise self._save_error(step, error) from error
+        self._saving = concurrent.futures.Future()
+        try:
             with _context():
                 writing = ocp.save_checkpointables_async(
                     str(self.path(step)), {**items, RECORD: storage.seal(record)}
                 )
         except Exception as error:  # Orbax raises a dozen kinds
-            raise self._save_error(step, error) from error
+            self._saving.set_result(self._save_error(step, error))
+            if agree.alone():  # with others, all learn of it at the next wait
+                self.check()
+            return
         self._metrics[step] = metric
-        self._saving = concurrent.futures.Future()
         # A thread that does not keep a program from ending: what is half-written is no loss.
         threading.Thread(
             target=self._finish, args=(step, writing, self._saving), daemon=True
         ).start()
 
     def _prepare(self):
-        """Makes the folder and clears it of leftovers; raises on all processes, or on none."""
-        error = None
-        if jax.process_index() == 0:
-            try:
-                storage.prepare_folder(self.folder)
-                self._sweep()
-            except storage.StorageError as failure:
-                error = failure
-        if FAILED in _gather(FAILED if error else FINE):
-            raise error or storage.StorageError("process 0 failed, and its log tells why")
+        """Makes the folder and clears it of what saves and deletions cut short have left."""
+        storage.prepare_folder(self.folder)
+        for pattern in (f"*{UNFINISHED}", f"{LEAVING}*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _finish(self, step, writing, done):
         """Waits, in the background, until a checkpoint is whole; then lets older ones go."""
@@ -228,24 +238,24 @@ class Checkpoints:
 
     def _outcome(self, wait: bool) -> SaveError | None:
         """How the save in the background ended; None as well while it goes on."""
-        if jax.process_count() > 1 and wait:
+        if wait and not agree.alone():
             return self._agreed_outcome()
         if self._saving is None or not (wait or self._saving.done()):
             return None
         error = self._saving.result()
-        if jax.process_count() == 1:
+        if agree.alone():
             self._saving = None
         return error
 
     def _agreed_outcome(self) -> SaveError | None:
         """The same on all processes: if one failed, the others do not wait for it."""
         while True:
-            stands = _gather(self._stands())
+            stands = agree.gather(self._stands())
             if FAILED in stands:
-                process = stands.index(FAILED)
+                elsewhere = agree.elsewhere(stands.index(FAILED))
                 error = self._outcome(wait=False) or SaveError(
-                    f"a checkpoint in {self.folder} could not be saved: process {process} failed, "
-                    f"and its log tells why. Earlier checkpoints are whole: {self.steps()}"
+                    f"a checkpoint in {self.folder} could not be saved: {elsewhere}. Earlier "
+                    f"checkpoints are whole: {self.steps()}"
                 )
                 self._saving = None
                 return error
@@ -298,12 +308,6 @@ class Checkpoints:
                 self._metrics[step] = None
         return self._metrics[step]
 
-    def _sweep(self):
-        """Removes what saves and deletions that were cut short have left."""
-        for pattern in (f"*{UNFINISHED}", f"{LEAVING}*"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
-
     # Reading.
 
     def _record(self, step) -> dict[str, Any]:
@@ -313,61 +317,43 @@ class Checkpoints:
     def _read(self, step, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Items of a checkpoint, not verified, and the digests of all its arrays.
 
-        Each process reads its own parts, and waits for nobody: with a damaged file one of them may
-        fail and another not. Then all raise.
+        Each process reads its own parts: of a damaged file only one may take notice.
         """
-        items, digests, error = {}, {}, None
+        return agree.together(
+            lambda: self._read_here(step, like), f"{self._source(step)} cannot be read"
+        )
+
+    def _read_here(self, step, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """`_read` of this process, which waits for no other."""
+        mine = jax.process_index()
         try:
             digests = self._record(step)["digests"]
-            mine = jax.process_index()
             with _context(primary_host=mine, active_processes={mine}):
                 items = ocp.load_checkpointables(str(self.path(step)), jax.tree.map(_shape, like))
-        except (MemoryError, PermissionError) as refusal:
-            error = refusal  # says nothing of the checkpoint
-        except storage.StorageError as damage:
-            error = damage
+        except (MemoryError, PermissionError, storage.StorageError):
+            raise  # the first two say nothing of the checkpoint
         except Exception as damage:  # Orbax raises a dozen kinds, many from its file formats
-            error = storage.StorageError(
+            raise storage.StorageError(
                 f"{self._source(step)} cannot be read, it is damaged or of another model: "
                 f"{_reason(damage)}"
-            )
-            error.__cause__ = damage
-        damaged = isinstance(error, storage.StorageError)
-        ends = _gather(FINE if error is None else FAILED if damaged else REFUSED)
-        if error is not None:
-            raise error
-        if max(ends) != FINE:
-            raise storage.StorageError(
-                f"{self._source(step)} cannot be read by process {ends.index(max(ends))}, and its "
-                f"log tells why"
-            )
+            ) from damage
         return items, digests
-
-    def _agreed_steps(self) -> list[int]:
-        """Those that process 0 sees."""
-        steps = self.steps()
-        if jax.process_count() == 1:
-            return steps
-        (count,) = multihost_utils.broadcast_one_to_all(np.asarray([len(steps)], np.int32))
-        steps = (steps + [0] * int(count))[: int(count)]
-        return multihost_utils.broadcast_one_to_all(np.asarray(steps, np.int32)).tolist()
 
     def _source(self, step) -> str:
         return f"checkpoint {self.path(step)}"
 
-    def _set_aside(self, step):
+    def _set_aside(self, step) -> str:
+        """Renames a damaged checkpoint; its new name."""
         aside = self.folder.parent / f"damaged-checkpoint-{step}"
         number = 1
         while aside.exists():
             number += 1
             aside = self.folder.parent / f"damaged-checkpoint-{step}-{number}"
-        _gather(FINE)  # all have found the same name
-        if jax.process_index() == 0:
-            try:
-                self.path(step).rename(aside)
-            except OSError:  # nothing can be written here: it is as safe where it is
-                return self.path(step)
-        return aside
+        try:
+            self.path(step).rename(aside)
+        except OSError:  # nothing can be written here: it is as safe where it is
+            aside = self.path(step)
+        return aside.name
 
 
 def _context(*, primary_host: int = 0, active_processes=None) -> ocp.Context:
@@ -388,13 +374,6 @@ def _rest(state: TrainState) -> TrainState:
 def _shape(leaf) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jnp.zeros(()).sharding
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _gather(value: int | bool) -> list[int]:
-    """A small number of each process, in all of them."""
-    if jax.process_count() == 1:
-        return [value]
-    return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
 def _reason(error: BaseException) -> str:

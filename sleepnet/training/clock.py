@@ -8,6 +8,7 @@ import time
 from sleepnet import storage
 
 FILE = "clock.json"
+LONG = ("start", "restore", "compile")  # phases of one call, that may take any time
 STEP, REPEATED = "step", "repeated"  # a repeated step was already taken before a crash or rollback
 
 

@@ -11,12 +11,11 @@ import jax
 from sleepnet import sharding, tasks
 from sleepnet.config import ExperimentConfig
 from sleepnet.sharding import make_mesh
-from sleepnet.storage import StorageError
-from sleepnet.training import guard, newborn
-from sleepnet.training.checkpoint import Checkpoints
+from sleepnet.training import agree, guard, newborn
 from sleepnet.training.clock import Clock
 from sleepnet.training.held_out import ACCURACY, HeldOut
-from sleepnet.training.metrics import MetricsWriter, NoMetricsWriter, held_out_rows
+from sleepnet.training.ledger import Ledger
+from sleepnet.training.metrics import held_out_rows
 from sleepnet.training.pace import Pace
 from sleepnet.training.profile import Profile
 from sleepnet.training.program import Program, peak_memory
@@ -47,6 +46,7 @@ def train(
     config: ExperimentConfig,
     workdir: pathlib.Path,
     *,
+    on_claimed: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
     on_phase: Callable[[str, int], None] = lambda *_: None,
@@ -63,30 +63,53 @@ def train(
     Args:
       workdir: made if needed, on a disk that all processes share; holds config.json, checkpoints
         and metrics.
+      on_claimed: called in the first process once the workdir is this run's, before it trains.
       on_progress: called with each row of metrics of training, in the first process.
       on_notice: called with what a person should know, such as a damaged checkpoint.
       on_phase: called with a phase and its step as they begin: "restore", "save", "compile",
         "data", "step", "evaluate". In "restore" and "compile" there is nothing to save: the state
         at the start lies on disk before the first step compiles.
-      on_stall: called from another thread if nothing ends; see `training.stall_seconds`.
+      on_stall: called from another thread if nothing ends for `training.stall_seconds`; in
+        "restore" and "compile", which may take that long, `on_notice` is.
       should_stop: polled between steps and evaluated batches; when it is true in one process, all
         save a checkpoint and return.
       profile_steps: the first and the last step of a profile, for workdir/profile.
 
     Raises:
-      StorageError: a workdir that cannot be written, is in use, or is of another config.
+      ConfigError: a mesh that does not fit the devices; no workdir is made.
+      StorageError: a workdir that cannot be written, is in use, or is of another config. Raised
+        in all processes, whichever of them it concerns.
       TrainingError: a bad step, or too many of them; see `training.on_bad_step`.
     """
     workdir = pathlib.Path(workdir)
-    task = tasks.make(config.task)
+    task = agree.together(lambda: tasks.make(config.task), "the task cannot be made")
     config = dataclasses.replace(config, task=task.config)  # with what its files were
+    mesh = make_mesh(config, jax.devices())
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
+
+        def claim():
             stack.enter_context(locked(workdir))
             claim_workdir(config, workdir)
+            on_claimed()
+
+        agree.from_first(claim)
         reports = _Reports(on_progress, on_notice, on_phase, on_stall)
-        run = _Run(config, task, workdir, reports, should_stop, Profile(workdir, profile_steps))
+        profile = Profile(workdir, profile_steps)
+        run = _Run(config, task, mesh, workdir, reports, should_stop, profile)
         return stack.enter_context(contextlib.closing(run)).to_the_end()
+
+
+def is_finished(config: ExperimentConfig, workdir: pathlib.Path, step: int) -> bool:
+    """Whether a run that ended at a step has nothing left to do; all processes ask at once."""
+    training = config.training
+    if step < training.steps:
+        return False
+    return not training.evaluate_every or _was_measured(workdir, step)
+
+
+def _was_measured(workdir, step) -> bool:
+    """Whether process 0 sees what was held out, measured at a step."""
+    return agree.from_first(lambda: step in held_out_rows(workdir))
 
 
 class _Reports(NamedTuple):
@@ -107,22 +130,17 @@ class _BadStep(Exception):  # noqa: N818, the program is not at fault
 class _Run:
     """One start of a run; its methods stand in the order in which they are called."""
 
-    def __init__(self, config, task, workdir, reports, should_stop, profile):
-        self.config, self.training, self.task, self.workdir = (
-            config, config.training, task, workdir
-        )  # fmt: skip
+    def __init__(self, config, task, mesh, workdir, reports, should_stop, profile):
+        self.config, self.training, self.task = config, config.training, task
+        self.workdir = workdir
         self.reports, self.profile = reports, profile
         self.leads = jax.process_index() == 0
-        mesh = make_mesh(config, jax.devices())
         self.mesh = mesh if mesh.size > 1 else None
         self.votes = Votes(self.mesh, should_stop)
         self.held_out = HeldOut(config, self.task, self.mesh, self.votes)
         self.pace = Pace(config, self.task)
         self.rollbacks = Rollbacks(workdir)
-        self.checkpoints = Checkpoints(
-            workdir, self.training.checkpoints_kept, self.training.best_kept
-        )
-        self.writer: Any = NoMetricsWriter()
+        self.ledger = Ledger(self.training, workdir, reports.notice)
         self.program: Any = None
         self.clock = Clock(workdir)
         self.watch = Watch(
@@ -133,9 +151,7 @@ class _Run:
     def close(self):
         self.watch.close()
         self.profile.close()
-        self.writer.close()
-        if self.votes.alone:  # others may be elsewhere; where all end together, all is saved
-            self.checkpoints.close()
+        self.ledger.close()
 
     def to_the_end(self) -> TrainState:
         """Until all steps are done or a process is asked to stop; back over bad steps."""
@@ -157,17 +173,7 @@ class _Run:
                 state = self.rolled_back(bad)
 
     def restored(self) -> TrainState | None:
-        """The last good checkpoint, with a notice for each that is not; metrics end with it."""
-        like = newborn.shapes(self.config, self.mesh)
-        state, warnings = self.checkpoints.restore_latest(like)
-        for warning in warnings:
-            self.tell(warning)
-        if self.leads:
-            self.writer.close()
-            self.writer = MetricsWriter(self.workdir, int(state.step) if state else 0)
-            for step, values in held_out_rows(self.workdir).items():
-                self.checkpoints.rate(step, values[ACCURACY])
-        return state
+        return self.ledger.restore(newborn.shapes(self.config, self.mesh))
 
     def compile(self, state):
         """All programs, from their first batches: where nothing is lost by stopping at once."""
@@ -204,8 +210,7 @@ class _Run:
             done, waiting = done + 1, metrics
             self.profile.after(done, metrics)
             self.pace.ticked()
-            if self.votes.alone:  # with others, all learn of it at the next save
-                self.heed(self.checkpoints.check)
+            self.ledger.check()
             stopping = self.votes.asked() or stopping
             if stopping or self.evaluates(done) or self.saves(done):
                 stopping = self.look_at(done, waiting) or stopping
@@ -236,9 +241,10 @@ class _Run:
             "skip": f" (training.skips_in_a_row={self.training.skips_in_a_row} before it, too)",
             "rollback": f" (after training.rollbacks={self.training.rollbacks})",
         }[policy]
-        self.heed(self.checkpoints.wait)
-        saved = [s for s in self.checkpoints.steps() if s < step]
-        back = f"go back to {self.checkpoints.path(saved[-1])}" if saved else "none is older"
+        self.ledger.settle()
+        checkpoints = self.ledger.checkpoints
+        saved = [s for s in checkpoints.steps() if s < step]
+        back = f"go back to {checkpoints.path(saved[-1])}" if saved else "none is older"
         raise TrainingError(
             f"step {step}: {found}{limit}; nothing of this step was saved: {back}. The same "
             f"command with another training.on_bad_step goes on from there; a lower learning "
@@ -248,15 +254,16 @@ class _Run:
     def rolled_back(self, bad: _BadStep) -> TrainState:
         """The state to go on from after a bad step, and other batches to come."""
         self.enter("restore", bad.step)
-        self.heed(self.checkpoints.wait)
-        steps = self.checkpoints.steps()
+        self.ledger.settle()
+        checkpoints = self.ledger.checkpoints
+        steps = agree.from_first(checkpoints.steps)
         to = max(
             (s for s in steps if s <= bad.step - self.training.rollback_steps), default=steps[0]
         )
         loss, grad_norm = (float(bad.values[key]) for key in ("loss", "grad_norm"))
         batch = self.rollbacks.batch_of(bad.step)
-        self.checkpoints.discard_after(to)  # first: they would be resumed without the rollback
-        self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm), write=self.leads)
+        checkpoints.discard_after(to)  # first: they would be resumed without the rollback
+        self.rollbacks.add(Rollback(bad.step, to, batch, loss, grad_norm))
         self.tell(
             f"step {bad.step}: {guard.fault(bad.values)}, on batch {batch}; going back to step "
             f"{to}, and on with batch {batch + 1}"
@@ -275,7 +282,7 @@ class _Run:
             row["rollbacks"] = len(self.rollbacks)
         speed = self.pace.tokens_per_second()
         timing = {**self.clock.timing(), "tokens_per_second": speed, **peak_memory()}
-        self.heed(lambda: self.writer.write(step, row, timing))
+        self.ledger.write(step, row, timing)
         if self.leads:
             left = self.pace.seconds_for(self.training.steps - step)
             goodput = timing["goodput"]
@@ -294,44 +301,15 @@ class _Run:
         if measured is None:
             self.save(state, step, wait=True)
             return True
-        self.heed(lambda: self.writer.write(step, measured, {}))
+        self.ledger.write(step, measured, {})
         self.tell(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
         if self.saves(step) or self.training.best_kept:
             self.save(state, step, wait=step == self.training.steps, metric=measured[ACCURACY])
         return False
 
     def save(self, state, step: int, *, wait: bool, metric: float | None = None):
-        """A checkpoint, after the rows that lead up to it."""
         self.enter("save", step)
-
-        def write():
-            self.sync_rows()
-            self.checkpoints.save(state, metric=metric, wait=wait)
-
-        if wait:  # whoever waits relies on it
-            self.heed(self.checkpoints.wait)  # for earlier ones
-            write()
-        else:
-            self.heed(write)
-
-    def sync_rows(self):
-        """Raises StorageError in all processes if the rows of the first are not on disk."""
-        error = None
-        try:
-            self.writer.sync()
-        except StorageError as refused:
-            error = refused
-        if self.votes.any(error is not None):
-            raise error or StorageError("the first process cannot write its metrics; see its log")
-
-    def heed(self, write: Callable[[], None]):
-        """Calls it; if it cannot write, the run stops or goes on by `training.on_save_error`."""
-        try:
-            write()
-        except StorageError as error:
-            if self.training.on_save_error == "stop":
-                raise
-            self.reports.notice(f"{error}; the run goes on")
+        self.ledger.save(state, wait=wait, metric=metric)
 
     def evaluates(self, step: int) -> bool:
         """Whether a step is followed by a held-out measurement."""
@@ -340,7 +318,7 @@ class _Run:
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the run ended during the measurement that follows a step."""
-        return self.evaluates(step) and step not in held_out_rows(self.workdir)
+        return self.evaluates(step) and not _was_measured(self.workdir, step)
 
     def saves(self, step: int) -> bool:
         """Whether a step is followed by a checkpoint."""

@@ -10,25 +10,28 @@ import json
 import os
 import pathlib
 
-from tensorboardX import SummaryWriter
-
 from sleepnet.storage import StorageError, write_atomic
+from sleepnet.training import board
 
-METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+METRICS, TIMING, BOARD = "metrics.jsonl", "timing.jsonl", "tensorboard"
 HELD_OUT = "test_"  # begins the names of what was measured on held-out examples
 
 
 class MetricsWriter:
-    """Appends rows to a run's files; rows beyond `last_step`, written before a crash, go."""
+    """Appends rows to a run's files; rows beyond `last_step`, written before a crash, go.
+
+    Raises:
+      StorageError: a file cannot be written, or has a damaged row.
+    """
 
     def __init__(self, workdir: pathlib.Path, last_step: int):
         workdir = pathlib.Path(workdir)
-        self._metrics = _Rows(workdir / METRICS, last_step)
-        self._timing = _Rows(workdir / TIMING, last_step)
-        # Its thread ends if the disk is full: the queue must then hold what nobody takes.
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=last_step + 1, flush_secs=30, max_queue=10**6
+        self._metrics, self._timing = (
+            _Appended(_up_to(last_step, workdir / name)) for name in (METRICS, TIMING)
         )
+        self._board = _Appended(workdir / BOARD / board.file_name())
+        self._board.put(board.begin(last_step + 1))
+        self._files = self._metrics, self._timing, self._board
 
     def write(self, step: int, metrics: dict[str, float], timing: dict[str, float]):
         """One row for each file; without timing, for the metrics alone.
@@ -36,12 +39,12 @@ class MetricsWriter:
         Raises:
           StorageError: they cannot be written now, and wait for the next `write` or `sync`.
         """
-        for values in (metrics, timing):
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
-        self._metrics.append({"step": step, **metrics})
+        self._metrics.put(_line({"step": step, **metrics}))
         if timing:
-            self._timing.append({"step": step, **timing})
+            self._timing.put(_line({"step": step, **timing}))
+        self._board.put(board.scalars(step, metrics | timing))
+        for file in self._files:
+            file.flush()
 
     def sync(self):
         """Returns when all rows lie on the disk: a checkpoint may then follow.
@@ -49,15 +52,13 @@ class MetricsWriter:
         Raises:
           StorageError: some cannot be written.
         """
-        self._metrics.sync()
-        self._timing.sync()
+        for file in self._files:
+            file.sync()
 
     def close(self):
         """Rows that the disk refuses are lost; they are of steps that no checkpoint has."""
-        self._metrics.close()
-        self._timing.close()
-        with contextlib.suppress(OSError):
-            self._board.close()
+        for file in self._files:
+            file.close()
 
 
 class NoMetricsWriter:
@@ -73,18 +74,21 @@ class NoMetricsWriter:
         pass
 
 
-class _Rows:
-    """A JSONL file to append to, line by whole line."""
+class _Appended:
+    """A file to append to, record by whole record."""
 
-    def __init__(self, path: pathlib.Path, last_step: int):
+    def __init__(self, path: pathlib.Path):
         self._path = path
-        rows = [row for row in read_rows(path) if row["step"] <= last_step]
-        write_atomic(path, "".join(_line(row) for row in rows))
-        self._file = path.open("ab", buffering=0)
-        self._waiting = b""  # rows that the disk has not taken yet
+        with self._named_errors():
+            path.parent.mkdir(exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+        self._waiting = b""  # records that the disk has not taken yet
 
-    def append(self, row: dict):
-        self._waiting += _line(row).encode()
+    def put(self, records: bytes):
+        """For the next `flush`."""
+        self._waiting += records
+
+    def flush(self):
         with self._named_errors():
             self._flush()
 
@@ -105,7 +109,7 @@ class _Rows:
             while left:
                 left = left[self._file.write(left) :]
         except OSError:
-            self._file.truncate(whole)  # no half of a row stays
+            self._file.truncate(whole)  # no half of a record stays
             raise
         self._waiting = b""
 
@@ -115,6 +119,13 @@ class _Rows:
             yield
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def _up_to(last_step: int, path: pathlib.Path) -> pathlib.Path:
+    """The JSONL file without the rows of later steps."""
+    rows = [row for row in read_rows(path) if row["step"] <= last_step]
+    write_atomic(path, b"".join(map(_line, rows)))
+    return path
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict]:
@@ -152,5 +163,5 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     return rows
 
 
-def _line(row: dict) -> str:
-    return json.dumps(row) + "\n"
+def _line(row: dict) -> bytes:
+    return json.dumps(row).encode() + b"\n"

@@ -62,6 +62,8 @@ def labels(params) -> Any:
 
 
 class Momentum(NamedTuple):
+    """State of `nesterov_momentum`: steps so far, and the running mean of gradients."""
+
     count: Any  # int32
     mu: Any
 

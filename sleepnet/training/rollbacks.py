@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from sleepnet import storage
+from sleepnet.training import agree
 
 FILE = "rollbacks.json"
 
@@ -24,11 +25,14 @@ class Rollbacks:
     """The rollbacks of a run, in its workdir; they say which batch each step takes.
 
     After a rollback step `to` + 1 takes the batch after the bad one, and so on: none is met again.
+    What process 0 finds there holds for all, and it writes for all.
     """
 
     def __init__(self, workdir: pathlib.Path):
         self._path = pathlib.Path(workdir) / FILE
-        stored = storage.read_json(self._path) if self._path.exists() else []
+        stored = agree.from_first(
+            lambda: storage.read_json(self._path) if self._path.exists() else []
+        )
         self.all = [Rollback(**values) for values in stored]
 
     def __len__(self) -> int:
@@ -47,8 +51,8 @@ class Rollbacks:
         for start, stop in zip((done, *cuts), (*cuts, steps), strict=True):
             yield self.batch_of(start + 1), stop - start
 
-    def add(self, back: Rollback, write: bool):
-        """Remembers one; `write` in one process only."""
+    def add(self, back: Rollback):
+        """Remembers one; raises StorageError."""
         self.all.append(back)
-        if write:
-            storage.write_json(self._path, [dataclasses.asdict(one) for one in self.all])
+        stored = [dataclasses.asdict(one) for one in self.all]
+        agree.from_first(lambda: storage.write_json(self._path, stored))

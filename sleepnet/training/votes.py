@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from sleepnet import sharding
+from sleepnet.training import agree
 
 STOP = "stop"  # the sum's name among a program's results
 
@@ -18,7 +18,7 @@ class Votes:
 
     def __init__(self, mesh, should_stop: Callable[[], bool]):
         self._should_stop = should_stop
-        self.alone = jax.process_count() == 1
+        self._alone = agree.alone()
         self._no, self._yes = (_ballots(mesh, value) for value in (0, 1))
         self._asked = False
 
@@ -26,14 +26,10 @@ class Votes:
         """One for each device, to be summed in the program that runs next."""
         return self._yes if self._asked else self._no
 
-    def any(self, here: bool) -> bool:
-        """Whether it is so in some process; all must ask, and wait for each other."""
-        return here if self.alone else bool(multihost_utils.process_allgather(np.array(here)).any())
-
     def asked(self) -> bool:
         """Whether to stop now, as far as this process may decide it: only if it is alone."""
         self._asked = self._asked or self._should_stop()
-        return self._asked and self.alone
+        return self._asked and self._alone
 
 
 def with_votes(program: Callable) -> Callable:

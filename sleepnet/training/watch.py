@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 
 from sleepnet import storage
-from sleepnet.training.clock import Clock
+from sleepnet.training.clock import LONG, Clock
 
 HEARTBEATS, STALLS = "heartbeats", "stalls"
 INTERVAL = 5.0  # seconds between heartbeats
@@ -35,7 +35,8 @@ class Watch:
     """Writes the heartbeat of this process, and reports what stands still.
 
     A loop that gives no sign of life for `stall_seconds` (0: however long) is reported once, with
-    the stacks of all threads in `stalls/`. The first process also names others whose heartbeat
+    the stacks of all threads in `stalls/`: a stall, but in phases of one long call, whose silence
+    says nothing, a notice. The first process also names others whose heartbeat
     does not change, by its own clock, so that theirs may be off.
     """
 
@@ -98,7 +99,8 @@ class Watch:
             self._stalled = False
         elif not self._stalled:
             self._stalled = True
-            self._on_stall(self._report(silent))
+            tell = self._on_notice if self._clock.phase in LONG else self._on_stall
+            tell(self._report(silent))
 
     def _report(self, silent):
         where = f"process {self._process}, phase {self._clock.phase}, step {self._clock.step}"

@@ -69,6 +69,7 @@ def forward(inputs):
     return {"out": np.asarray(out), "state": np.asarray(state)}
 
 
+@pytest.mark.slow
 def test_a_peer_that_computes_the_same_rule_is_timed(fake):
     """On equal inputs, by its own clock; what it prints is not taken for an answer."""
     inputs, peer = rule.rule_inputs(*SHAPE), fake("honest")
@@ -99,6 +100,7 @@ def test_the_flops_of_the_rule_are_those_of_the_formula():
     assert rule.rule_flops(1, 1, 1, 128) == pytest.approx(166.6e3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_ratios_are_of_calls_in_one_run():
     """Each row holds both works, our chunk choices and the scan within."""
     rows = rule.run(Options(repeats=2, shapes=(SHAPE,), peers=("scan",)))["rows"]
@@ -167,6 +169,7 @@ def test_gradients_through_fewer_passes_are_held_against_those_through_all(monke
     assert 0 < last["GFLOP"] < every["GFLOP"]
 
 
+@pytest.mark.slow
 def test_devices_share_the_rule():
     """On the tests' eight: less than two fair shares each, the same last state; and one message,
     the affine maps (64, 64 + 64) of all."""

@@ -10,8 +10,9 @@ import sys
 import jax
 import pytest
 
-from launch.ahead import chips, pods, report
-from launch.ahead.chips import CHIPS, Topology
+from launch.ahead import pods, report, topologies
+from launch.ahead.topologies import Topology
+from launch.chips import CHIPS
 from sleepnet import tasks
 from sleepnet.config import (
     ConfigError,
@@ -50,11 +51,13 @@ def row_of(step):
     return next(row for row in found().rows if row.step.startswith(step))
 
 
+@pytest.mark.slow
 def test_every_step_is_a_row_that_fits():
     assert [row.step for row in found().rows] == ["train", "wake 8 rows", "sleep over 8"]
     assert found().fits
 
 
+@pytest.mark.slow
 def test_the_state_of_a_device_is_its_share():
     """Parameters and what the optimizer keeps: at most 1.1 / 8 of all, and what XLA takes as
     arguments is just them and the batch."""
@@ -66,6 +69,7 @@ def test_the_state_of_a_device_is_its_share():
     assert sizes["batch"] == sum(x.nbytes for x in jax.tree.leaves(batch)) / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["train", "wake"])
 def test_flops_of_the_program_are_those_of_the_formula(step):
     """Of a training step within 10%: its optimizer and what the backward pass of the rule computes
@@ -87,7 +91,7 @@ def promised(**changes):
 )
 def test_the_bound_is_the_slowest_of_three(changes, bound, monkeypatch):
     """Each with its time at the peak rate; what lifts it is said where it is not the products."""
-    monkeypatch.setattr(chips, "topology", lambda name: promised(**changes))
+    monkeypatch.setattr(topologies, "topology", lambda name: promised(**changes))
     result = report.report(CONFIG, "cpu:8", steps=["sleep"])
     (row,) = result.rows
     assert row.bound == bound
@@ -97,7 +101,7 @@ def test_the_bound_is_the_slowest_of_three(changes, bound, monkeypatch):
 
 def test_what_does_not_fit_says_what_would_help(monkeypatch):
     """Known from the arguments' shapes already, before anything compiles."""
-    monkeypatch.setattr(chips, "topology", lambda name: promised(hbm=1e4))
+    monkeypatch.setattr(topologies, "topology", lambda name: promised(hbm=1e4))
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=2))
     result = report.report(config, "cpu:8", steps=["train"])
     assert not result.fits
@@ -123,9 +127,10 @@ def test_a_slice_without_rings_has_half_of_the_links(name, rate):
 )
 def test_an_unknown_topology_names_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=f"nearest is '{nearest}'"):
-        chips.topology(name)
+        topologies.topology(name)
 
 
+@pytest.mark.slow
 def test_the_page_of_pods_has_all_rows_and_names_those_that_miss():
     """A star marks those that were compiled with least effort."""
     record = found().to_dict() | {
@@ -160,5 +165,5 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
 
 def test_a_mesh_that_the_topology_does_not_take_is_refused():
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=5))
-    with pytest.raises(ConfigError, match=r"mesh\.fsdp must divide the 8 devices"):
+    with pytest.raises(ConfigError, match=r"mesh\.fsdp=5: it must divide the 8 devices"):
         report.report(config, "cpu:8", steps=["train"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from launch.ahead import chips, costs, report, steps
+from launch.ahead import costs, report, steps, topologies
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
@@ -44,14 +44,14 @@ def test_the_tpu_compiler_is_here():
 @pytest.fixture(scope="module")
 def program():
     with jax.numpy_dtype_promotion("standard"):
-        return Program(steps.train(CONFIG, chips.topology("v5e:2x2")).lower().compile())
+        return Program(steps.train(CONFIG, topologies.topology("v5e:2x2")).lower().compile())
 
 
 def test_recomputed_forward_passes_are_in_the_flops(program):
     """Window and block by block, the forward pass runs three times and the backward pass is two
     more: five where the model counts three. Within 15%: the last pass of a window computes no more
     than it must, and the optimizer comes on top."""
-    model_flops = steps.train(CONFIG, chips.topology("v5e:2x2")).flops
+    model_flops = steps.train(CONFIG, topologies.topology("v5e:2x2")).flops
     assert program.dot_flops == pytest.approx(5 / 3 * model_flops, rel=0.15)
 
 
@@ -68,7 +68,7 @@ def test_gradients_are_scattered_where_blocks_run(program):
 def test_written_out_the_compiler_counts_the_same():
     """The compiler's own count, which takes loops once, has norms and gates on top."""
     model = dataclasses.replace(CONFIG.model, pattern="A", passes=1, remat="none", unroll=True)
-    topology = chips.topology("v5e:2x2")
+    topology = topologies.topology("v5e:2x2")
     place = SingleDeviceSharding(topology.devices[0])
     params, _ = steps.shapes(model, 1)
     tokens = jax.ShapeDtypeStruct((1, 2, 256), jnp.int32)
@@ -94,7 +94,7 @@ def test_a_program_that_is_too_large_is_a_row_that_says_so():
     config = dataclasses.replace(
         CONFIG, model=model, training=TrainingConfig(steps=4, batch_size=512)
     )
-    topology = chips.topology("v5e:2x2")
+    topology = topologies.topology("v5e:2x2")
     row = costs.measure(steps.train(config, topology), config, topology, quick=True)
     assert row.problem is not None and row.problem.startswith("the compiler finds no room: needs")
     assert "training.parts=2" in str(row.help)
@@ -108,4 +108,4 @@ def test_every_step_compiles_quickly_for_a_pod():
 
 def test_a_shape_that_no_slice_has_names_the_nearest():
     with pytest.raises(ConfigError, match=r"nearest is v5e:4x4"):
-        chips.topology("v5e:3x5")
+        topologies.topology("v5e:3x5")

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from launch import chips
-from launch.checks import OK, WRONG, fit, folder, roll_call, software, supervise, within
+from launch.checks import OK, WRONG, clusters, fit, folder, roll_call, software, supervise, within
+from launch.checks.clusters import Cluster
 from launch.checks.roll_call import Card, Host, RollCallError, attend
 from sleepnet import sharding, tasks
 from sleepnet.config import (
@@ -167,6 +168,37 @@ def test_who_answers_in_the_coordinators_place_is_told():
             Host(f"127.0.0.1:{port}", 2, 1.0).__enter__()
 
 
+# A cluster that JAX finds by itself.
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """Task 2 of 4 on two machines, as srun tells it."""
+    for name, value in {
+        "SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0",
+        "SLURM_STEP_NODELIST": "node[003-004]", "JAX_COORDINATOR_PORT": "8476",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def test_whom_jax_finds_is_known_before_it_joins(slurm, monkeypatch):
+    assert clusters.detect(1.0) == Cluster("node003:8476", num_processes=4, process_id=2)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert clusters.detect(1.0) is None
+
+
+def test_a_jax_that_does_not_tell_is_left_to_join_by_itself(slurm, monkeypatch):
+    """Its inside, of which no promise is made, has moved or takes other arguments."""
+    from jax._src.clusters import ClusterEnv
+
+    with monkeypatch.context() as moved:
+        moved.setitem(sys.modules, "jax._src.clusters", None)
+        assert clusters.detect(1.0) is None
+    monkeypatch.setattr(ClusterEnv, "auto_detect_unset_distributed_params", lambda: None)
+    assert clusters.detect(1.0) is None
+
+
 # The workdir.
 
 
@@ -214,13 +246,13 @@ def test_too_little_room_for_checkpoints_is_told_before_training(tmp_path):
     [finding] = folder.check_room(str(tmp_path / "not" / "yet"), 1 << 60, kept=3)
     assert finding.status == WRONG and "3 checkpoints and one in the making" in finding.seen
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, limits[1]))
     try:
         [finding] = folder.check_room(str(tmp_path), 1 << 20, kept=1)
         [writing] = folder.check(str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "files may grow to 64 KiB" in finding.seen and "ulimit" in finding.advice
+    assert "files may grow to 64 kB" in finding.seen and "ulimit" in finding.advice
     assert "File too large" in writing.seen and "ulimit" in writing.advice
 
 
@@ -343,11 +375,12 @@ class Doctor:
         return self.process.returncode, {finding["check"]: finding for finding in found}
 
 
-def doctor(*arguments, path=None, slurm=None):
+def doctor(*arguments, path=None, slurm=None, program="doctor"):
     """Args: path of modules to be found first; slurm: (job, process, processes), as srun tells."""
     command = [
-        sys.executable, "-m", "launch.doctor", "--json", "--config=experiments/depo_small.py",
+        sys.executable, "-m", f"launch.{program}", "--config=experiments/depo_small.py",
         "--config.model.d_model=16", "--config.model.passes=2", *map(str, arguments),
+        *(["--json"] if program == "doctor" else []),
     ]  # fmt: skip
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     if path is not None:
@@ -375,7 +408,7 @@ def test_a_healthy_launch_is_well(tmp_path):
     code, found = doctor(f"--workdir={tmp_path}", "--topology=v5e:4x4").findings()
     assert code == 0 and {finding["status"] for finding in found.values()} <= {"ok", "skipped"}
     assert "over 16 devices" in found["mesh"]["seen"]
-    assert "of 16 GiB a device" in found["memory"]["seen"]
+    assert "of 16 GB a device" in found["memory"]["seen"]
 
 
 @pytest.mark.slow
@@ -396,7 +429,7 @@ def test_a_dead_coordinator_is_named(tmp_path):
     code, found = doctor(f"--workdir={tmp_path}", *cluster(port, 2, 1)).findings()
     assert code == 1
     assert f"127.0.0.1:{port} refuses connections" in found["coordinator"]["seen"]
-    assert "--process_id=0 on 127.0.0.1" in found["coordinator"]["advice"]
+    assert "process 0 (--process_id=0) on 127.0.0.1" in found["coordinator"]["advice"]
 
 
 @pytest.mark.slow
@@ -439,7 +472,7 @@ def test_a_clock_that_is_off_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_processes_that_jax_finds_by_itself_are_judged_too(tmp_path):
-    """Two tasks of Slurm, one with a clock that is off: told after they have joined."""
+    """Two tasks of Slurm, one with a clock that is off: told by the roll call, before they join."""
     shifted = shifted_clock(tmp_path)
     job, workdir = os.getpid(), f"--workdir={tmp_path / 'run'}"
     right = doctor(workdir, "--distributed", slurm=(job, 0, 2))
@@ -454,14 +487,28 @@ def test_processes_that_jax_finds_by_itself_are_judged_too(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slurm", [True, False], ids=["one is missing", "no cluster"])
-def test_a_cluster_of_jaxs_own_that_does_not_come_together_is_told(tmp_path, slurm):
-    """JAX aborts and names nobody; the doctor says that this is where it stands."""
-    told = (os.getpid(), 0, 2) if slurm else None
-    code, found = doctor(f"--workdir={tmp_path}", "--distributed", slurm=told).findings()
+def test_where_jax_finds_no_cluster_it_is_told(tmp_path):
+    code, found = doctor(f"--workdir={tmp_path}", "--distributed").findings()
     assert code == 1 and found["join"]["status"] == "wrong" and found["join"]["advice"]
-    expected = "task 0 of 2 of Slurm" if slurm else "JAX finds no cluster here by itself"
-    assert expected in found["join"]["seen"]
+    assert "JAX finds no cluster here by itself" in found["join"]["seen"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["doctor", "train"])
+def test_a_missing_task_of_slurm_is_named(tmp_path, program):
+    """By the doctor, and by training, which JAX would abort without a name."""
+    told = (os.getpid(), 0, 2)
+    started = doctor(
+        f"--workdir={tmp_path}", "--distributed", "--wait=3", slurm=told, program=program
+    )
+    if program == "doctor":
+        code, found = started.findings()
+        seen = found["processes"]["seen"]
+    else:
+        _, seen = started.process.communicate(timeout=BOUND)
+        code = started.process.returncode
+    assert code == (1 if program == "doctor" else 2)
+    assert "1 of 2 have not joined: process 1; joined: process 0 (" in seen
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Several processes are one run: the same data bit for bit, the same losses and parameters."""
 
 import itertools
+import os
 import pathlib
 import signal
 import subprocess
@@ -23,8 +24,9 @@ def command(*program, processes=2, devices=1, grace=30):
 
 def run(*program, timeout=60, **arguments):
     return subprocess.run(
-        command(*program, **arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
+        command(*program, **arguments), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
 
 
 def test_every_process_is_told_who_it_is_and_which_devices_it_has():
@@ -63,6 +65,38 @@ def test_a_signal_goes_to_all(number):
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 128 + number
+
+
+FAIL = """
+import jax, numpy
+from absl import flags
+from jax.experimental import multihost_utils
+from launch import cli, distributed
+from sleepnet.config import ConfigError
+flags.DEFINE_bool("explained", False, "")
+def main(_):
+    jax.distributed.initialize(**distributed.cluster()._asdict())
+    with distributed.parting():
+        multihost_utils.process_allgather(numpy.zeros(3))
+        if jax.process_index() == 1:
+            raise ConfigError("no such thing") if flags.FLAGS.explained else ValueError("a bug")
+        multihost_utils.process_allgather(numpy.zeros(3))
+cli.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [([], 1, "ValueError: a bug"), (["--explained"], 2, "error: no such thing")],
+    ids=["traceback", "explained"],
+)
+def test_a_process_that_fails_leaves_with_its_own_code_though_others_wait(arguments, code, said):
+    """JAX would keep it for minutes, and then abort it with 134."""
+    began = time.monotonic()
+    done = run(PYTHON, "-c", FAIL, *arguments, grace=1)
+    assert done.returncode == code and f"[1] {said}" in done.stdout
+    assert time.monotonic() - began < 40
 
 
 def test_a_program_must_be_given():

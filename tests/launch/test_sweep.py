@@ -221,6 +221,17 @@ def sweep(folder, *arguments):
     )  # fmt: skip
 
 
+def test_a_mesh_that_does_not_fit_the_devices_is_named_before_anything_starts(tmp_path):
+    """Of each run by name; a run that fits does not begin either. Here there is one device."""
+    process = sweep(tmp_path / "sweep", "--grid=mesh.data=1,2", "--config.training.steps=10")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "4 of 8 runs cannot be; nothing was started:" in output
+    for name in ("passes=1_seed=0_data=2", "passes=2_seed=1_data=2"):
+        assert f"{name}: mesh.data=2: with mesh.fsdp=1, 2 are more than the one device" in output
+    assert "Traceback" not in output and not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.slow
 def test_a_real_sweep_is_stopped_goes_on_and_ends_in_one_table(tmp_path):
     steps = "--config.training.steps=3000"

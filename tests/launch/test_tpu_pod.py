@@ -20,7 +20,7 @@ from launch.chips import RUNTIMES, parse_accelerator, parse_topology
 from launch.pods import gcloud
 from launch.pods.commands import Pod
 from launch.pods.gcloud import PodError
-from launch.pods.life import Life, plan
+from launch.pods.life import Life, cause, plan
 from sleepnet.config import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -241,9 +241,52 @@ def test_a_run_that_is_alive_is_followed_not_started_again(cloud):
 def test_a_run_that_was_cut_short_is_run_again(cloud, end):
     """On the same machines: with no exit code, as after a restart, or with that for a stall."""
     cloud.plays(script={DESCRIBE: [ACTIVE], NODE: [READY], FOLLOW: [{}],
-                        STATUS: [FREE, {"out": end}, FREE, DONE]})  # fmt: skip
+                        STATUS: [FREE, {"out": end}, {"out": end}, FREE, DONE]})  # fmt: skip
     code, _ = live(pod(bucket="b"), resubmit=1)
     assert code == 0 and sum("nohup" in " ".join(call) for call in cloud.calls()) == 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ((134, 134, 134), None), ((143, 134, 134), None),
+        ((134, 75, 134), None), ((75, 1), None), ((1, 75), None),
+        ((134, 1, 134), 1), ((134, 2), 2), ((75, 2), 2), ((1, 1), 1), ((7, 0), 7),
+        ((143, 143), 143),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_error_of_ones_own_is_told_from_what_it_does_to_others(codes, expected):
+    """JAX aborts (134) where another process ends, whatever ended it; 75 asks to be tried again,
+    and whoever waits for that process may fail; 2 is explained by its message."""
+    assert cause(codes) == expected
+
+
+@pytest.mark.parametrize(("ends", "code"), [("134 75", 0), ("134 1", 1)])
+def test_all_machines_are_asked_how_the_command_ended(cloud, ends, code):
+    """Of which process 0 may know nothing: it was aborted. Others may take their time to end."""
+    all_of = [{"out": f"ended {end}\n"} for end in ends.split()]
+    some, every = "ended 134\nrunning\n", "".join(answer["out"] for answer in all_of)
+    again = [] if code else [FREE, DONE]
+    cloud.plays(script={
+        DESCRIBE: [ACTIVE], NODE: [READY], FOLLOW: [{}],
+        STATUS: [FREE, all_of[0], {"out": some}, {"out": every}, *again],
+    })  # fmt: skip
+    ended, said = live(pod(bucket="b"), resubmit=1)
+    assert ended == code
+    assert any("running it again" in line for line in said) == (code == 0)
+    assert sum("nohup" in " ".join(call) for call in cloud.calls()) == (2 if code == 0 else 1)
+
+
+def test_a_machine_that_is_lost_is_no_error_of_the_others(cloud):
+    """They fail with a traceback when they wait for it."""
+    lost = {"out": "ended 1\n", "code": 1, "err": "ssh: connect to host port 22: timed out"}
+    cloud.plays(script={
+        DESCRIBE: [ACTIVE], NODE: [READY, READY, {"out": "PREEMPTED"}], FOLLOW: [{}],
+        STATUS: [FREE, {"out": "ended 1"}, lost],
+    })  # fmt: skip
+    code, said = live(pod(bucket="b"))
+    assert code == 1 and any("it was cut short" in line for line in said)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,14 @@ def test_a_bad_command_is_answered_with_the_nearest_good_one(wrong, expected, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mesh_that_does_not_fit_leaves_no_workdir_behind(tmp_path):
+    done = run(CONFIG, "--config.mesh.data=3", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "mesh.data=3: training.batch_size=64 is no multiple of 3 x 1" in done.stderr
+    assert "; allowed: 1, 2, 4, 8; the nearest is 2" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unwritable_workdir_is_named(tmp_path):
     (tmp_path / "file").write_text("kept")
     done = run(CONFIG, f"--workdir={tmp_path / 'file'}")

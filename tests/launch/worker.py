@@ -28,6 +28,11 @@ def main(_):
         model=MODEL, task=TASK, training=TRAINING, mesh=MeshConfig(fsdp=_FSDP.value)
     )
     distributed.join(config, _OUT.value)
+    with distributed.parting():
+        train(config)
+
+
+def train(config):
     mesh = sharding.make_mesh(config, jax.devices())
     task = tasks.make(TASK)
     step = make_train_step(

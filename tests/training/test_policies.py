@@ -18,6 +18,7 @@ from sleepnet.config import (
 )
 from sleepnet.storage import StorageError
 from sleepnet.training import guard, loop, newborn
+from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, MetricsWriter, read_metrics, read_rows
 from sleepnet.training.rollbacks import Rollback, Rollbacks
 from sleepnet.training.step import TrainState
@@ -90,7 +91,7 @@ def test_a_rollback_behind_an_earlier_one_meets_none_of_its_batches(tmp_path):
     rollbacks = Rollbacks(tmp_path)
     for bad_step, to in ((15, 10), (12, 5)):
         batch = rollbacks.batch_of(bad_step)
-        rollbacks.add(Rollback(bad_step, to, batch, loss=1.0, grad_norm=1.0), write=True)
+        rollbacks.add(Rollback(bad_step, to, batch, loss=1.0, grad_norm=1.0))
     taken = [Rollbacks(tmp_path).batch_of(step) for step in range(1, 16)]
     assert taken == [0, 1, 2, 3, 4, *range(17, 27)]
     spans = Rollbacks(tmp_path).spans(0, 15)
@@ -147,7 +148,7 @@ def test_a_full_disk_is_told_at_once_and_by_policy_the_run_goes_on(cheap, tmp_pa
     """No row is lost when there is room again, and the checkpoints that follow are whole."""
     cheap()
     full = []
-    flush = loop.MetricsWriter.sync
+    flush = MetricsWriter.sync
 
     def sync(self):
         if full:
@@ -157,7 +158,7 @@ def test_a_full_disk_is_told_at_once_and_by_policy_the_run_goes_on(cheap, tmp_pa
     def enter(phase, step):
         full[:] = [True] if 3 <= step <= 7 else []
 
-    monkeypatch.setattr(loop.MetricsWriter, "sync", sync)
+    monkeypatch.setattr(MetricsWriter, "sync", sync)
     with pytest.raises(StorageError, match="No space left on device"):
         loop.train(config(), tmp_path / "stops", on_phase=enter)
     full.clear()
@@ -167,7 +168,7 @@ def test_a_full_disk_is_told_at_once_and_by_policy_the_run_goes_on(cheap, tmp_pa
         on_notice=notices.append,
     )  # fmt: skip
     assert sum("No space left on device; the run goes on" in notice for notice in notices) == 2
-    assert loop.Checkpoints(tmp_path / "goes on").steps() == [0, 2, 8, 10, 12]
+    assert Checkpoints(tmp_path / "goes on").steps() == [0, 2, 8, 10, 12]
     assert [row["step"] for row in read_metrics(tmp_path / "goes on")] == list(range(1, 13))
 
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import re
 
@@ -265,22 +266,66 @@ def matrices(params):
 @pytest.mark.parametrize(
     ("mesh", "training", "message"),
     [
-        (dict(fsdp=16), {}, "mesh.fsdp=16 is more than the 8 devices there are"),
         (
-            dict(fsdp=3),
+            dict(fsdp=16),
             {},
-            "mesh.fsdp must divide the 8 devices there are; got 3; the nearest is 2",
+            r"mesh.fsdp=16: it must divide the 8 devices there are, and divide model.d_model=16; "
+            r"allowed: 1, 2, 4, 8; the nearest is 8",
         ),
-        (dict(data=3, fsdp=4), {}, "needs 12 devices, and there are 8; leave mesh.data out"),
+        (dict(fsdp=3), {}, r"mesh.fsdp=3: .*; allowed: 1, 2, 4, 8; the nearest is 2"),
+        (
+            dict(data=3, fsdp=4),
+            {},
+            r"mesh.data=3: with mesh.fsdp=4, 12 are more than the 8 devices there are; "
+            r"allowed: 1, 2; the nearest is 2",
+        ),
+        (
+            dict(data=3),
+            {},
+            r"mesh.data=3: training.batch_size=16 is no multiple of 3 x 1 \(mesh.fsdp\) x "
+            r"1 \(training.parts\); allowed: 1, 2, 4, 8; the nearest is 2",
+        ),
         (dict(), dict(batch_size=12), "8 x 1 x 1; the nearest is 8; or set mesh.data=6"),
         (
             dict(data=4),
             dict(batch_size=12, parts=2),
-            "4 x 1 x 2; the nearest is 8; or set mesh.dat",
+            "mesh.data=4: .*; allowed: 1, 2, 3, 6; the nearest is 3",
+        ),
+        (
+            dict(data=2, fsdp=4),
+            dict(batch_size=10),
+            "batch_size=10 must be a multiple .* 2 x 4 x 1; the nearest is 8$",
         ),
     ],
-    ids=["too many", "uneven", "too many in all", "batch", "batch in parts"],
+    ids=["too many", "uneven", "too many in all", "uneven batch", "batch", "parts", "no data"],
 )
 def test_a_mesh_that_does_not_fit_is_answered_with_the_nearest_that_does(mesh, training, message):
     with pytest.raises(ConfigError, match=message):
         sharding.make_mesh(over(mesh, **training), jax.devices())
+
+
+@pytest.mark.parametrize("num_devices", [1, 6, 8])
+def test_whoever_follows_the_advice_gets_a_mesh(num_devices):
+    """Over all small meshes: what fits is taken, by the definition; for what does not, the nearest
+    that is told fits, at the latest when each field has been mended once."""
+    for data, fsdp, batch in itertools.product((None, 1, 2, 3, 4, 9), (1, 2, 3, 8, 16), (5, 8, 24)):
+        wanted = num_devices // fsdp if data is None else data
+        fits = (
+            0 < wanted * fsdp <= num_devices and 16 % fsdp == batch % (wanted * fsdp) == 0
+            and (data is not None or num_devices % fsdp == 0)
+        )  # fmt: skip
+        values = {"mesh.data": data, "mesh.fsdp": fsdp, "training.batch_size": batch}
+        for mended in range(4):
+            mesh = {"data": values["mesh.data"], "fsdp": values["mesh.fsdp"]}
+            config = over(mesh, batch_size=values["training.batch_size"])
+            try:
+                shape = sharding.mesh_shape(config, num_devices)
+            except ConfigError as error:
+                field, near = re.match(r"([\w.]+)=.*; the nearest is (\d+)", str(error)).groups()
+                values[field] = int(near)
+                continue
+            assert fits == (mended == 0), values
+            assert shape == (wanted, fsdp) or not fits
+            break
+        else:
+            raise AssertionError(f"no end of advice for {data}, {fsdp}, {batch}")

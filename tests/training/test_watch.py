@@ -61,6 +61,20 @@ def test_a_step_that_hangs_is_reported_with_the_stacks_of_all_threads(watched, t
     watching.close()
 
 
+@pytest.mark.parametrize("phase", ["restore", "compile"])
+def test_a_long_restore_or_compilation_is_told_but_is_no_stall(watched, phase):
+    """One call may take any time: the program is not ended for it, and the next step may stall."""
+    clock, notices, stalls, start = watched
+    clock.enter(phase, 0)
+    watching = start(stall_seconds=0.1)
+    wait_for(lambda: notices)
+    assert f"phase {phase}, step 0: no sign of life for 0 s" in notices[0] and not stalls
+    clock.enter("step", 1)
+    wait_for(lambda: stalls)
+    assert len(notices) == len(stalls) == 1
+    watching.close()
+
+
 def test_a_loop_that_lives_is_not_reported(watched):
     clock, _, stalls, start = watched
     watching = start(stall_seconds=0.4)

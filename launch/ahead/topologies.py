@@ -1,4 +1,4 @@
-"""TPUs that are not here: their topologies and what their data sheets promise."""
+"""Devices that are not here, for the compiler alone."""
 
 import contextlib
 import dataclasses
@@ -12,28 +12,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from launch.chips import CHIPS, Chip
 from sleepnet.config import ConfigError, choices
 
-GB = 1e9
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peaks of one chip, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e (2026)."""
-
-    flops: float  # of bfloat16 products, per second
-    hbm: float  # bytes
-    hbm_rate: float  # bytes per second
-    ici_rate: float  # bytes per second that leave over all links: half of "bidirectional"
-    axes: int  # of the torus; two links a chip along each
-    wraps: int  # an axis whose length is a multiple of it is a ring, a shorter one is open
-
-
-CHIPS = {
-    "v5e": Chip(197e12, 16 * GB, 819 * GB, 200 * GB, axes=2, wraps=16),
-    "v5p": Chip(459e12, 95 * GB, 2765 * GB, 600 * GB, axes=3, wraps=4),
-    "v6e": Chip(918e12, 32 * GB, 1640 * GB, 400 * GB, axes=2, wraps=16),
-}
 HOST_CHIPS = 4  # of a machine of a slice of several
 HOSTS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 KNOWN = (
@@ -84,7 +65,7 @@ def topology(name: str) -> Topology:
     """
     kind = name.split(":")[0]
     if not re.fullmatch(r"cpu:[1-9]\d*", name) and not (
-        kind in CHIPS and re.fullmatch(r"\w+:\d+(x\d+)+", name)
+        kind in HOSTS and re.fullmatch(r"\w+:\d+(x\d+)+", name)
     ):
         raise ConfigError(choices("--topology", name, KNOWN))
     devices = _cpus(int(name.split(":")[1])) if kind == "cpu" else _tpus(name)
