@@ -1,19 +1,20 @@
 """What the training loop costs on depo_small: data, metrics, logs, heartbeats and checkpoints as
-the experiment has them, against the bare compiled step on one batch that lies on the device.
+the experiment has them, against the bare compiled step.
 
-They take turns of 20 steps: the loop is held while the bare step runs, and both are waited for at
-the ends of their turns. Each round is one interval between checkpoints, 200 steps of each. "Loop /
-bare" is the throughput of the loop over that of the bare step, of all rounds together; p10 and p90
-are over rounds. "By CPU time" is the same by the processor seconds of all threads: on a busy
-machine it is the truer one, and a lower bound, since data and checkpoints are made by threads that
-may have a core of their own. On CPU it is at home on one core: NPROC=1 and
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as `make benchmark` sets.
+They take turns of 50 steps, with the same executable on the same state: the loop is held, once it
+has made batches ahead, while bare steps go on from where it is, on the batches of its turn. Each
+round is one interval between checkpoints, 200 steps of each. "Loop / bare" is the throughput of the
+loop over that of the bare step, of all rounds together; p10 and p90 are over rounds. "By CPU time"
+is the same by the processor seconds of all threads, a lower bound, since data and checkpoints are
+made by threads that may have a core of their own. On CPU it is at home with one thread for XLA:
+NPROC=1 and the GLIBC_TUNABLES that `make benchmark` sets.
 """
 
 import dataclasses
 import pathlib
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -24,11 +25,12 @@ from launch.suites import Options
 from sleepnet import tasks
 from sleepnet.config import MeshConfig
 from sleepnet.training import loop
-from sleepnet.training.step import init_train_state, make_train_step
+from sleepnet.training.program import Program
 
 TAKES = ("repeats",)
-TURN = 20
+TURN = 50
 PASSES = (1, 4)
+READ_AHEAD_SECONDS = 0.1  # after which the loop's threads have nothing left to do
 
 
 def run(options: Options) -> dict:
@@ -38,21 +40,20 @@ def run(options: Options) -> dict:
 def _row(passes, rounds) -> dict:
     config = cli.experiment_config(depo_small.get_config())
     model = dataclasses.replace(config.model, passes=passes)
-    config = dataclasses.replace(config, model=model, mesh=MeshConfig(data=1))
     every = config.training.checkpoint_every
     # Turns begin in the middle between two checkpoints: each round has all the work of one.
-    first, last = every // 2 + 1, every // 2 + 1 + rounds * every
-    training = dataclasses.replace(config.training, steps=last + TURN)
-    turns = _Turns(_bare_step(config), first, last)
-    with tempfile.TemporaryDirectory() as workdir:
-        loop.train(
-            dataclasses.replace(config, training=training), pathlib.Path(workdir),
-            on_phase=turns, should_stop=lambda: turns.ended,
-        )  # fmt: skip
-    looped, bare, looped_cpu, bare_cpu = (
-        np.reshape(times, (rounds, every // TURN)).sum(1)
-        for times in (*zip(*turns.looped, strict=True), *zip(*turns.bare, strict=True))
-    )
+    first = every // 2
+    training = dataclasses.replace(config.training, steps=first + rounds * every + 1)
+    config = dataclasses.replace(config, model=model, mesh=MeshConfig(data=1), training=training)
+    turns = _Turns(first)
+    with (
+        tempfile.TemporaryDirectory() as workdir,
+        mock.patch.object(loop, "Program", turns.around),
+    ):
+        loop.train(config, pathlib.Path(workdir))
+    rounded = (rounds, every // TURN, 2)
+    looped, looped_cpu = np.reshape(turns.looped, rounded).sum(1).T
+    bare, bare_cpu = np.reshape(turns.bare, rounded).sum(1).T
     low, high = np.quantile(bare / looped, (0.1, 0.9))
     task = tasks.make(config.task)
     tokens = rounds * every * config.training.batch_size * task.num_windows * task.window
@@ -65,49 +66,44 @@ def _row(passes, rounds) -> dict:
 
 
 class _Turns:
-    """Holds the loop every `TURN` steps between `first` and `last`, for as many bare steps."""
+    """Holds the loop every `TURN` steps from step `first` on, for as many bare steps."""
 
-    def __init__(self, bare_step, first, last):
-        self.looped, self.bare, self.ended = [], [], False
-        self._bare_step, self._first, self._last = bare_step, first, last
-        self._began = _now()
+    def __init__(self, first):
+        self.looped, self.bare = [], []
+        self._until_turn = first
+        self._began = None
+        self._seen = []
 
-    def __call__(self, phase: str, step: int):
-        turns = phase == "data" and self._first <= step <= self._last
-        if not turns or (step - self._first) % TURN:
-            return
-        jax.block_until_ready(jax.live_arrays())
-        if step > self._first:
+    def around(self, name, jitted, like, on_notice):
+        """A training step that takes turns, in the place of the loop's own."""
+        program = Program(name, jitted, like, on_notice)
+
+        def call(state, *batch_and_ballots):
+            if not self._until_turn:
+                state = self._turn(program, state)
+                self._until_turn, self._seen = TURN, []
+            self._until_turn -= 1
+            self._seen.append(batch_and_ballots)
+            return program(state, *batch_and_ballots)
+
+        return call
+
+    def _turn(self, program, state):
+        jax.block_until_ready(state)
+        if self._began is not None:
             self.looped.append(_now() - self._began)
-            began = _now()
-            for _ in range(TURN):
-                result = self._bare_step()
-            jax.block_until_ready(result)
+            time.sleep(READ_AHEAD_SECONDS)
+            began, last = _now(), None
+            for arguments in self._seen:  # one ahead, as the loop has them
+                state, metrics = program(state, *arguments)
+                jax.block_until_ready(last)
+                last = metrics
+            jax.block_until_ready(state)
             self.bare.append(_now() - began)
-        self.ended = step == self._last
         self._began = _now()
+        return state
 
 
 def _now() -> np.ndarray:
     """Seconds by the wall, and of the processor."""
     return np.array([time.perf_counter(), time.process_time()])
-
-
-def _bare_step(config):
-    task = tasks.make(config.task)
-    step = make_train_step(
-        config.model, config.training, task.window_passes(config.model.passes),
-        task.scored_per_window,
-    )  # fmt: skip
-    state = jax.jit(lambda: init_train_state(config.model, config.training))()
-    batch = jax.device_put(
-        next(tasks.batches(task, "train", config.training.batch_size, num_batches=1))
-    )
-
-    def call():
-        nonlocal state
-        state, metrics = step(state, batch)
-        return metrics
-
-    jax.block_until_ready(call())  # compiled
-    return call
