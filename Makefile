@@ -12,7 +12,8 @@ TRAIN = NPROC=1 $(BIN)/python -m launch.train
 # Seeds and reruns share compiled programs; huge pages spare XLA most of its page faults, which
 # on CPU nearly doubles the speed of training.
 export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(RUNS))/.jax_cache
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+HEAP = glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:$(HEAP)
 
 .PHONY: demo test test-slow test-tpu check format results results-gradients benchmark \
   benchmark-tpu pods peers environment clean
