@@ -12,6 +12,7 @@ from absl import flags
 from launch import cli
 from sleepnet import storage
 from sleepnet.config import ConfigError, TextConfig
+from sleepnet.tokenizer import load_tokenizer
 
 _CONFIG = cli.define_config()
 _OUT = flags.DEFINE_string("out", None, "Folder for the files of tokens.", required=True)
@@ -22,9 +23,9 @@ def main(_):
     task = cli.task_config(_CONFIG.value)
     if not isinstance(task, TextConfig):
         raise ConfigError(f"task.name: {task.name!r} has no text to tokenise; allowed: text")
-    from sleepnet.tasks import corpus, tokenizer  # slow to import, and bad values need neither
+    from sleepnet.tasks import corpus  # slow to import, and bad values do not need it
 
-    known = tokenizer.load_tokenizer(task.tokenizer)
+    known = load_tokenizer(task.tokenizer, field="task.tokenizer")
     files = {
         split: corpus.find_files(f"{split}_files", patterns)
         for split, patterns in (("train", task.train_files), ("test", task.test_files))

@@ -13,7 +13,9 @@ from sleepnet.model import init_params
 from sleepnet.nap import Nap, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.rollout import Rollout, rollout
 from sleepnet.sampling import Sampling
+from sleepnet.session import Session, SessionError
 from sleepnet.sleep import sleep, sleep_from_tokens
+from sleepnet.sleep_policies import FixedPasses, Spent, UntilStill, WithinSeconds, sleep_by
 from sleepnet.types import WakeState, WindowCache
 from sleepnet.wake import wake
 
@@ -23,12 +25,18 @@ __all__ = [
     "ConfigError",
     "Decoder",
     "Engine",
+    "FixedPasses",
     "ModelConfig",
     "Nap",
     "Rollout",
     "Sampling",
+    "Session",
+    "SessionError",
+    "Spent",
+    "UntilStill",
     "WakeState",
     "WindowCache",
+    "WithinSeconds",
     "begin_sleep",
     "continue_sleep",
     "finish_sleep",
@@ -37,6 +45,7 @@ __all__ = [
     "parallel",
     "rollout",
     "sleep",
+    "sleep_by",
     "sleep_from_tokens",
     "wake",
 ]

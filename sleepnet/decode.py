@@ -5,6 +5,7 @@ its state and donates it, and keeps every layer in buffers of its own: neither p
 caches are copied to be read, and a token moves no more bytes than it must.
 """
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -33,15 +34,23 @@ class Decoder:
     """
 
     def __init__(self, params, state: WakeState, *, config: ModelConfig):
-        cache.check_state(config, state)
         self._config, self._stacked_params = config, params
         self._params = unstack_params(params)
-        self._take(state)
+        self.state = state
 
     @property
     def state(self) -> WakeState:
-        """The state as it is now, in the form of `sleepnet.wake`; it stays alive."""
+        """The state as it is now, in the form of `sleepnet.wake`; it stays alive.
+
+        Minds that are set here take the place of those before; the caller's stay alive.
+        """
         return _stack_state(self._state)
+
+    @state.setter
+    def state(self, state: WakeState):
+        cache.check_state(self._config, state)
+        length_B = np.array(state.window.length_B)  # waits; whoever interrupts it changes nothing
+        self._state, self._length_B = unstack_state(state), length_B
 
     @property
     def room_B(self) -> np.ndarray:
@@ -72,17 +81,17 @@ class Decoder:
         self._length_B = self._length_B + 1
         return logits_BY
 
+    def fork(self) -> "Decoder":
+        """Another decoder of the same minds, with a state of its own and the same parameters."""
+        twin = copy.copy(self)
+        twin.state = self.state
+        return twin
+
     def sleep(self, *, passes: int | None = None, rows_B=None):
         """`sleepnet.sleep` of its state."""
-        self._take(
-            sleep(
-                self._stacked_params, self.state, config=self._config, passes=passes, rows_B=rows_B
-            )
+        self.state = sleep(
+            self._stacked_params, self.state, config=self._config, passes=passes, rows_B=rows_B
         )
-
-    def _take(self, state: WakeState):
-        self._state = unstack_state(state)
-        self._length_B = np.array(state.window.length_B)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")

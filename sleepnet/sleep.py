@@ -195,16 +195,8 @@ def refine(
     if passes == 1:
         return working
 
-    def run(part, fast_weights, x_BTD, detached=False):
-        past = cache.fresh_past(config, fast_weights, carried, part)
-        x_BTD, written = model.blocks(
-            params, x_BTD, past, span, config=config, part=part, detached=detached
-        )
-        return x_BTD, cache.fast_weights_of({part: written})
-
     def one_pass(refined, _, detached=False):
-        x_BTD, core = refined
-        return run("core", core, x_BTD, detached), None
+        return _run(params, "core", refined, carried, span, config, detached), None
 
     refined = (features_BTD, {"core": working["core"]})
     detached = config.detached_passes(passes)  # the first pass is one of them
@@ -217,7 +209,57 @@ def refine(
         one_pass = jax.checkpoint(one_pass)
     live = passes - max(detached, 1)
     (x_BTD, core), _ = loop(one_pass, refined, length=live, unroll=config.unroll)
-    return working | core | run("coda", before, x_BTD)[1]
+    return working | core | _run(params, "coda", (x_BTD, before), carried, span, config)[1]
+
+
+def _run(params, part, refined, carried, span, config, detached=False):
+    """Features and fast weights of `part` behind one run over the window."""
+    x_BTD, fast_weights = refined
+    past = cache.fresh_past(config, fast_weights, carried, part)
+    x_BTD, written = model.blocks(
+        params, x_BTD, past, span, config=config, part=part, detached=detached
+    )
+    return x_BTD, cache.fast_weights_of({part: written})
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def one_pass(params, dusk: Dusk, refined, *, config):
+    """Pass k + 1 over a window, for who decides between passes whether to go on.
+
+    Args:
+      refined: features_BLD and the core's fast weights behind pass k; of the first pass those of
+        the window and of `dusk.working`.
+
+    Returns:
+      `refined` behind it; and change_B, how far the pass moved the core's fast weights, relative
+      to their norm.
+    """
+    _, core = after = _run(params, "core", refined, dusk.carried, _span(dusk, config), config)
+    return after, _relative_change(refined[1]["core"], core["core"])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def end_passes(params, state: WakeState, refined, *, config) -> WakeState:
+    """The state after a sleep whose further passes, one or more, `one_pass` has run."""
+    dusk = at_dusk(state)
+    x_BTD, core = refined
+    coda = _run(params, "coda", (x_BTD, dusk.before), dusk.carried, _span(dusk, config), config)[1]
+    return commit(state, dusk.working | core | coda, None, config=config)
+
+
+def _span(dusk: Dusk, config) -> Span:
+    return cache.fresh_span(config, dusk.length_B, dusk.kept_B, config.window)
+
+
+def _relative_change(before, after):
+    """Per row, of (R, B, H, K, V) states of several blocks; 0 where there are none."""
+
+    def norm_B(states):
+        squares = [jnp.square(s).sum((0, 2, 3, 4)) for s in jax.tree.leaves(states)]
+        return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+    difference = jax.tree.map(jnp.subtract, after, before)
+    return norm_B(difference) / jnp.maximum(norm_B(after), jnp.finfo(jnp.float32).tiny)
 
 
 def _awake(config, fast_weights, carried, kept_B):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -201,6 +202,62 @@ def unseal(sealed: Any, source: str) -> dict[str, Any]:
     if not isinstance(sealed, dict) or sealed.get("seal") != _seal(sealed.get("record")):
         raise StorageError(f"{source}: the record of its arrays is damaged (its seal differs)")
     return sealed["record"]
+
+
+def write_arrays(path: pathlib.Path, record: dict[str, Any], arrays: dict[str, np.ndarray]):
+    """One file, atomically: a line of JSON with the record and each array's digest, then the bytes.
+
+    Args:
+      record: JSON.
+      arrays: by name.
+
+    Raises:
+      StorageError: it cannot be written; what was there stays.
+    """
+    described = {
+        name: {"dtype": array.dtype.name, "shape": array.shape} for name, array in arrays.items()
+    }
+    whole = {"record": record, "arrays": described, "digests": digests(arrays)}
+    data = [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    write_atomic(path, b"".join([_line(seal(whole)), *data]))
+
+
+def read_arrays(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record and the arrays of `write_arrays`.
+
+    Raises:
+      StorageError: the file is not there, or any byte of it is not what was written.
+    """
+    path = pathlib.Path(path)
+    try:
+        line, newline, data = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        raise StorageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        sealed = json.loads(line)
+    except ValueError:
+        raise StorageError(f"{path} is damaged in its first line, or no file of arrays") from None
+    whole = unseal(sealed, str(path))
+    if _line(sealed) != line + newline:  # JSON can say the same in other bytes
+        raise StorageError(f"{path} is damaged in its first line")
+    arrays, start = {}, 0
+    for name, described in whole["arrays"].items():
+        dtype, shape = jnp.dtype(described["dtype"]), tuple(described["shape"])
+        stop = start + math.prod(shape) * dtype.itemsize
+        if stop > len(data):
+            raise StorageError(f"{path} is cut off: array {name} is not all there")
+        arrays[name] = np.ndarray(shape, dtype, data[start:stop])
+        start = stop
+    if start != len(data):
+        raise StorageError(f"{path} is damaged: {len(data) - start} bytes follow its last array")
+    verify(arrays, whole["digests"], str(path))
+    return whole["record"], arrays
+
+
+def _line(sealed: dict[str, Any]) -> bytes:
+    return json.dumps(sealed, separators=(",", ":")).encode() + b"\n"
 
 
 def _seal(record):

@@ -37,6 +37,23 @@ def write_jsonl(path: pathlib.Path, texts: Sequence[str], field: str = "text") -
     return str(path)
 
 
+def write_tokenizer(path):
+    """A small byte-pair tokenizer, learnt on the words of the corpus, that asks for truncation."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(documents(0, [50] * 20), trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(path))
+    return str(path)
+
+
 _WORDS = [3, 0, 40, 1, 7, 12, 90, 2, 2, 25, 1, 5, 18, 8, 33, 1]
 # Documents of none, few and many windows.
 TEXTS = {"train": documents(0, 2 * _WORDS), "test": documents(1, _WORDS)}

@@ -43,15 +43,21 @@ def distribution(logits_Y, sampling: Sampling) -> np.ndarray:
     return p_Y / p_Y.sum()
 
 
-ROWS = 2048  # of every batch but those that are about batches: one program
+ROWS = 2048  # of every batch: one program, and one for a row alone
+
+
+def draw_each(logits_RY, samplings, draw_R) -> np.ndarray:
+    """R draws, in a batch of always the same size."""
+    R = len(samplings)
+    samplings = [*samplings, *[Sampling()] * (ROWS - R)]
+    logits_BY = np.concatenate([logits_RY, np.zeros((ROWS - R, Y), np.float32)])
+    draw_B = np.pad(np.asarray(draw_R, np.uint32), (0, ROWS - R))
+    return np.asarray(sample(logits_BY, draw_B, stack(samplings)))[:R]
 
 
 def draw(logits_Y, sampling, n=ROWS) -> np.ndarray:
     """The first n draws of a seed."""
-    logits_BY = np.broadcast_to(logits_Y, (ROWS, Y))
-    return np.asarray(sample(logits_BY, np.arange(ROWS, dtype=np.int32), stack([sampling] * ROWS)))[
-        :n
-    ]
+    return draw_each(np.broadcast_to(logits_Y, (n, Y)), [sampling] * n, np.arange(n))
 
 
 @pytest.mark.parametrize("sampling", KINDS.values(), ids=KINDS)
@@ -77,10 +83,10 @@ def test_a_rows_draws_do_not_depend_on_its_batch():
     kinds = [dataclasses.replace(kind, seed=seed) for kind in KINDS.values() for seed in range(8)]
     rng = np.random.default_rng(1)
     logits_BY = rng.normal(0, 2, (len(kinds), Y)).astype(np.float32)
-    drawn_B = rng.integers(0, 2**31 - 1, len(kinds), dtype=np.int32)
-    together_B = np.asarray(sample(logits_BY, drawn_B, stack(kinds)))
+    draw_B = rng.integers(0, 2**31 - 1, len(kinds), dtype=np.uint32)
+    together_B = draw_each(logits_BY, kinds, draw_B)
     for b, kind in enumerate(kinds):
-        (alone,) = sample(logits_BY[b : b + 1], drawn_B[b : b + 1], stack([kind]))
+        (alone,) = sample(logits_BY[b : b + 1], draw_B[b : b + 1], stack([kind]))
         assert alone == together_B[b]
 
 
@@ -117,16 +123,16 @@ def test_logits_that_are_no_numbers_are_told_in_their_row_alone():
     logits_BY = np.stack([LOGITS_Y] * 4)
     logits_BY[1, 3], logits_BY[2, 0] = np.nan, np.inf
     logits_BY[3, :-1] = -np.inf  # masked by the caller: not drawn
-    samplings = [Sampling()] * len(logits_BY)
-    tokens_B = np.asarray(sample(logits_BY, np.zeros(4, np.int32), stack(samplings)))
+    tokens_B = draw_each(logits_BY, [Sampling()] * 4, np.zeros(4))
     assert tokens_B[1] == tokens_B[2] == -1 and tokens_B[0] >= 0 and tokens_B[3] == Y - 1
 
 
 def test_one_program_draws_in_every_way():
+    draw(LOGITS_Y, Sampling())
     before = sample._cache_size()
     for kind in KINDS.values():
-        sample(np.zeros((2, Y + 1), np.float32), np.zeros(2, np.int32), stack([kind] * 2))
-    assert sample._cache_size() == before + 1
+        draw(LOGITS_Y, kind)
+    assert sample._cache_size() == before
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
 """A digest tells any change of an array, and nothing else: not where or how it is held. And a
 disk that takes nothing is named, and loses nothing."""
 
-import contextlib
-import resource
-import signal
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from disks import full_disk
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sleepnet import storage
@@ -130,19 +127,6 @@ def test_a_seal_protects_the_digests_themselves():
     ):  # fmt: skip
         with pytest.raises(storage.StorageError, match="mind: the record of its arrays is damaged"):
             storage.unseal(broken, "mind")
-
-
-@contextlib.contextmanager
-def full_disk():
-    """No file may grow: as a full disk, for any user."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, not the end
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_on_a_full_disk_the_file_is_named_and_keeps_what_it_had(tmp_path):

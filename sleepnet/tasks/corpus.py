@@ -19,7 +19,7 @@ import numpy as np
 
 from sleepnet.config import ConfigError, nearest
 from sleepnet.tasks import records
-from sleepnet.tasks.tokenizer import Tokenizer
+from sleepnet.tokenizer import Tokenizer
 
 SUFFIXES = (".jsonl", records.SUFFIX)
 MOST_TEXT_BYTES = 2**28  # of a file that is tokenised in memory, at every start

@@ -10,7 +10,7 @@ from sleepnet.tasks.corpus import Corpus, open_corpus
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.packing import Packing, Piece
 from sleepnet.tasks.splits import SPLITS, check_split
-from sleepnet.tasks.tokenizer import load_tokenizer
+from sleepnet.tokenizer import load_tokenizer
 
 
 class Text(Task):
@@ -37,7 +37,7 @@ class Text(Task):
           ConfigError: files or a tokenizer that cannot be used, or not those that
             `config.fingerprints` tells of.
         """
-        self._tokenizer = load_tokenizer(config.tokenizer)
+        self._tokenizer = load_tokenizer(config.tokenizer, field="task.tokenizer")
         self._end = self._tokenizer.vocab_size
         self._corpora = {
             split: open_corpus(f"{split}_files", files, config.text_field, self._tokenizer)

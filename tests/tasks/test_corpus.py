@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from sleepnet import tasks
 from sleepnet.config import ConfigError
 from sleepnet.tasks import corpus, records
-from sleepnet.tasks.tokenizer import load_tokenizer
+from sleepnet.tokenizer import load_tokenizer
 
 
 def write_records(path, texts):
@@ -20,22 +20,6 @@ def write_records(path, texts):
     for text in texts:
         writer.write(json.dumps({"text": text}).encode())
     writer.close()
-    return str(path)
-
-
-def write_tokenizer(path):
-    """A small byte-pair tokenizer, learnt on the words of the corpus, that asks for truncation."""
-    import tokenizers
-    from tokenizers import models, pre_tokenizers, trainers
-
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(corpora.documents(0, [50] * 20), trainer)
-    tokenizer.enable_truncation(4)
-    tokenizer.save(str(path))
     return str(path)
 
 
@@ -63,7 +47,7 @@ def assert_same_batches(config, other):
 @pytest.mark.parametrize("tokenizer", ["bytes", "file"])
 def test_text_and_tokens_give_equal_batches(text, tmp_path, tokenizer):
     if tokenizer == "file":
-        tokenizer = write_tokenizer(tmp_path / "tokenizer.json")
+        tokenizer = corpora.write_tokenizer(tmp_path / "tokenizer.json")
     config = dataclasses.replace(text, tokenizer=tokenizer)
     assert_same_batches(config, tokenized(config, tmp_path, tokenizer))
 
@@ -96,7 +80,7 @@ def test_tokens_of_many_blocks_are_found_wherever_they_lie(tmp_path, monkeypatch
 
 def test_a_tokenizer_from_a_file_writes_the_text_whole(text, tmp_path):
     """Nothing is cut off, whatever the file asks for; the end of a document is a new token."""
-    path = write_tokenizer(tmp_path / "tokenizer.json")
+    path = corpora.write_tokenizer(tmp_path / "tokenizer.json")
     import tokenizers
 
     task = tasks.make(dataclasses.replace(text, tokenizer=path))
@@ -158,7 +142,7 @@ def test_a_damaged_file_of_tokens_is_named(text, tmp_path):
 
 def test_tokens_of_another_tokenizer_are_refused(text, tmp_path):
     config = tokenized(text, tmp_path)
-    path = write_tokenizer(tmp_path / "tokenizer.json")
+    path = corpora.write_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(ConfigError, match=r"was tokenised by bytes, and task\.tokenizer is sha256"):
         tasks.make(dataclasses.replace(config, tokenizer=path))
 

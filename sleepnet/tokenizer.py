@@ -1,6 +1,7 @@
-"""Text into token ids, and ids into names for people."""
+"""Text into token ids and back, and ids into names for people."""
 
 import abc
+import codecs
 import functools
 import hashlib
 import pathlib
@@ -36,6 +37,22 @@ class Tokenizer(abc.ABC):
     def token_name(self, token: int) -> str:
         """How to show a token to people; no two have the same name."""
 
+    @abc.abstractmethod
+    def text_stream(self, past: Sequence[int] = ()) -> "TextStream":
+        """Writes the tokens that follow on `past`, which is not written itself."""
+
+
+class TextStream(abc.ABC):
+    """Tokens one by one as text; a character of several tokens comes with its last."""
+
+    @abc.abstractmethod
+    def add(self, token: int) -> str:
+        """The text that is certain with this token; often none."""
+
+    @abc.abstractmethod
+    def end(self) -> str:
+        """What is left: for a character that was cut, a sign that says so."""
+
 
 class _Bytes(Tokenizer):
     """UTF-8: every text can be written, and nothing is learnt."""
@@ -48,6 +65,20 @@ class _Bytes(Tokenizer):
 
     def token_name(self, token: int) -> str:
         return chr(token) if 0x21 <= token <= 0x7E else f"<0x{token:02X}>"
+
+    def text_stream(self, past: Sequence[int] = ()) -> TextStream:
+        return _primed(_ByteStream(), past)
+
+
+class _ByteStream(TextStream):
+    def __init__(self):
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        return self._decoder.decode(bytes((token,)))
+
+    def end(self) -> str:
+        return self._decoder.decode(b"", final=True)
 
 
 _BYTES = _Bytes()
@@ -71,9 +102,35 @@ class _FromFile(Tokenizer):
     def token_name(self, token: int) -> str:
         return self._tokenizer.id_to_token(token) or f"<{token}>"
 
+    def text_stream(self, past: Sequence[int] = ()) -> TextStream:
+        return _primed(_FileStream(self._tokenizer), past)
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that `TextConfig.tokenizer` names.
+
+class _FileStream(TextStream):
+    def __init__(self, tokenizer: Any):
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
+
+    def add(self, token: int) -> str:
+        return self._stream.step(self._tokenizer, token) or ""
+
+    def end(self) -> str:
+        return ""
+
+
+def _primed(stream: TextStream, past: Sequence[int]) -> TextStream:
+    for token in past:
+        stream.add(token)
+    return stream
+
+
+def load_tokenizer(name: str, field: str = "tokenizer") -> Tokenizer:
+    """Bytes, or a JSON file of the `tokenizers` package.
+
+    Args:
+      name: "bytes", or the path of the file.
+      field: which setting named it, for errors.
 
     Raises:
       ConfigError: no such file, a damaged one, or the `tokenizers` package is missing.
@@ -84,26 +141,26 @@ def load_tokenizer(name: str) -> Tokenizer:
         content = pathlib.Path(name).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"task.tokenizer: {name!r} cannot be read ({error.strerror}); allowed: 'bytes', or the "
+            f"{field}: {name!r} cannot be read ({error.strerror}); allowed: 'bytes', or the "
             f"path of a JSON file of the tokenizers package"
         ) from None
-    return _parse(name, content)
+    return _parse(name, content, field)
 
 
 @functools.lru_cache(maxsize=4)
-def _parse(name: str, content: bytes) -> Tokenizer:
+def _parse(name: str, content: bytes, field: str) -> Tokenizer:
     try:
         import tokenizers
     except ImportError:
         raise ConfigError(
-            f"task.tokenizer={name!r} needs the tokenizers package: pip install 'sleepnet[text]'"
+            f"{field}={name!r} needs the tokenizers package: pip install 'sleepnet[text]'"
         ) from None
     try:
         tokenizer = _FromFile(content, tokenizers.Tokenizer.from_buffer(content))
     except Exception as error:  # the package raises bare Exceptions
         raise ConfigError(
-            f"task.tokenizer: {name} is damaged, or no JSON file of the tokenizers package: {error}"
+            f"{field}: {name} is damaged, or no JSON file of the tokenizers package: {error}"
         ) from None
     if not tokenizer.vocab_size:
-        raise ConfigError(f"task.tokenizer: {name} has no tokens")
+        raise ConfigError(f"{field}: {name} has no tokens")
     return tokenizer

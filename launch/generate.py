@@ -1,0 +1,207 @@
+r"""Writes with a trained model: python -m launch.generate --workdir=runs/text --prompt="A mind".
+
+    python -m launch.generate --workdir=runs/text --prompt_file=book.txt --max_tokens=500 \
+      --temperature=0.8 --top_p=0.95 --save=runs/reader.mind
+    echo "And then" | python -m launch.generate --workdir=runs/text --load=runs/reader.mind
+
+The prompt comes from --prompt, --prompt_file or standard input. What is written goes to standard
+output; to standard error a line that tells tokens, sleeps, milliseconds per token and the bytes of
+the mind. It ends at --max_tokens, at the end of a document, or with Ctrl-C, and then saves.
+
+A run on another task than text reads token ids, such as "3 1 4", and writes ids.
+"""
+
+import dataclasses
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from absl import flags
+
+from launch import cli
+from launch.live_line import LiveLine
+from sleepnet.config import ConfigError, ExperimentConfig, TextConfig
+from sleepnet.session import Session, SessionError
+from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
+from sleepnet.tokenizer import Tokenizer, load_tokenizer
+from sleepnet.training.workdir import load_config, load_params
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; the last by default.")
+_PROMPT = flags.DEFINE_string("prompt", None, "What to go on from; may be empty with --load.")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file with what to go on from.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "At most so many.", lower_bound=0)
+_SAMPLING = {
+    "temperature": flags.DEFINE_float("temperature", None, "0 takes the likeliest token; 1."),
+    "top_k": flags.DEFINE_integer("top_k", None, "Only the so many likeliest tokens; all."),
+    "top_p": flags.DEFINE_float("top_p", None, "Only the likeliest that together reach it; 1."),
+    "seed": flags.DEFINE_integer("seed", None, "Of all draws; 0, or that of --load."),
+}
+_POLICY = {
+    "passes": flags.DEFINE_integer("passes", None, "N of each sleep; the trained N."),
+    "sleep_until_change": flags.DEFINE_float(
+        "sleep_until_change", None, "Sleep until a pass moves the fast weights by less; 0.01, say."
+    ),
+    "sleep_seconds": flags.DEFINE_float("sleep_seconds", None, "Sleep for about so long."),
+}
+_LOAD = flags.DEFINE_string("load", None, "A saved mind to go on with.")
+_SAVE = flags.DEFINE_string("save", None, "Where to save the mind at the end.")
+
+_SHOWN_EVERY = 0.1  # seconds
+
+
+def main(_):
+    policy, prompt = _policy(), _prompt()
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = load_config(workdir)
+    tokenizer = None
+    if isinstance(config.task, TextConfig):
+        tokenizer = load_tokenizer(config.task.tokenizer, field="task.tokenizer")
+    ids = tokenizer.encode([prompt])[0] if tokenizer else _ids(prompt)
+    params, _ = load_params(workdir, _STEP.value)
+    session = _session(params, config, tokenizer)
+    session.policy = policy or session.policy
+    given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
+    session.sampling = dataclasses.replace(session.sampling, **given)
+    stopped_by = _write(session, ids, text=tokenizer is not None)
+    if _SAVE.value:
+        session.save(_SAVE.value)
+    return 128 + stopped_by if stopped_by else None
+
+
+def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
+    """Reads the prompt and writes; the signal that stopped it."""
+    stop, progress = _Stop(), _Progress(session)
+    try:
+        for start in range(0, len(ids), session.config.window):
+            session.feed(ids[start : start + session.config.window])
+            progress.show()
+            if stop.signal:
+                return stop.signal
+        for piece in _pieces(session, text):
+            print(piece, end="", flush=True)
+            progress.show()
+            if stop.signal:
+                return stop.signal
+    except SessionError as error:
+        raise ConfigError(f"the model of {_WORKDIR.value}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"the prompt: {error}") from None
+    finally:
+        print(flush=True)
+        progress.end()
+    return None
+
+
+def _pieces(session: Session, text: bool) -> Iterator[str]:
+    if session.logits is None:
+        raise ValueError("there is nothing to go on from: give some, or --load a mind")
+    if text:
+        return session.generate_text(_MAX_TOKENS.value)
+    return (f"{token} " for token in session.generate(_MAX_TOKENS.value))
+
+
+def _session(params, config: ExperimentConfig, tokenizer: Tokenizer | None) -> Session:
+    model = config.model
+    if not cli.has_backend(model):
+        model = dataclasses.replace(model, backend="xla")
+    if _LOAD.value:
+        return Session.load(_LOAD.value, params, config=model, tokenizer=tokenizer)
+    return Session(params, config=model, tokenizer=tokenizer)
+
+
+def _prompt() -> str:
+    if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
+        raise ConfigError("--prompt and --prompt_file are two prompts: give one")
+    if _PROMPT.value is not None:
+        return _PROMPT.value
+    if _PROMPT_FILE.value is None:
+        if sys.stdin.isatty() and _LOAD.value:
+            return ""
+        return _decoded("standard input", sys.stdin.buffer.read())
+    try:
+        content = pathlib.Path(_PROMPT_FILE.value).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"--prompt_file={_PROMPT_FILE.value} cannot be read: {error.strerror}"
+        ) from None
+    return _decoded(f"--prompt_file={_PROMPT_FILE.value}", content)
+
+
+def _decoded(source: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{source} is no text in UTF-8: {error.reason} at {error.start}"
+        ) from None
+
+
+def _ids(prompt: str) -> np.ndarray:
+    try:
+        return np.array([int(word) for word in prompt.split()], np.int64)
+    except (OverflowError, ValueError):
+        raise ConfigError(
+            f"the prompt of a run that is not on text must be token ids, such as '3 1 4'; got "
+            f"{prompt[:40]!r}"
+        ) from None
+
+
+def _policy() -> Policy | None:
+    given = {name: flag.value for name, flag in _POLICY.items() if flag.value is not None}
+    if len(given) > 1:
+        raise ConfigError(f"give one of {' and '.join(f'--{name}' for name in given)}")
+    if "passes" in given:
+        return FixedPasses(given["passes"])
+    if "sleep_until_change" in given:
+        return UntilStill(change=given["sleep_until_change"])
+    if "sleep_seconds" in given:
+        return WithinSeconds(seconds=given["sleep_seconds"])
+    return None
+
+
+class _Stop:
+    """The first Ctrl-C or SIGTERM asks to stop behind this token; the second ends at once."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, _):
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Progress:
+    """The live line of a session."""
+
+    def __init__(self, session: Session):
+        self._session, self._line = session, LiveLine(sys.stderr)
+        self._start, self._began, self._shown = session.position, time.perf_counter(), 0.0
+
+    def show(self):
+        now = time.perf_counter()
+        if now - self._shown >= _SHOWN_EVERY:
+            self._shown = now
+            self._line.show(self._text())
+
+    def end(self):
+        self._line.close(self._text())
+
+    def _text(self) -> str:
+        mind = self._session
+        tokens = mind.position - self._start
+        each_ms = 1e3 * (time.perf_counter() - self._began) / max(tokens, 1)
+        return (
+            f"{tokens} tokens  {mind.position} in its life  {mind.sleeps} sleeps  "
+            f"{each_ms:.2f} ms per token  {mind.state_bytes:,} bytes of state"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)

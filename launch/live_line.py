@@ -1,0 +1,37 @@
+"""A line at the foot of the terminal that tells how a program is doing, below what it writes."""
+
+import os
+import shutil
+from typing import TextIO
+
+_SAVE, _RESTORE, _CLEAR = "\x1b7", "\x1b8", "\x1b[K"
+
+
+class LiveLine:
+    """Keeps the last row of a terminal for one line; without a terminal only `close` writes.
+
+    Args:
+      stream: where the terminal is, such as `sys.stderr`.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._columns, self._rows = shutil.get_terminal_size()
+        self._live = stream.isatty() and self._rows > 2
+        if self._live:  # the rows above scroll on their own
+            self._write(f"\n\x1b[A{_SAVE}\x1b[1;{self._rows - 1}r{_RESTORE}")
+
+    def show(self, line: str):
+        """In place of the line before."""
+        if self._live:
+            self._write(f"{_SAVE}\x1b[{self._rows};1H{line[: self._columns]}{_CLEAR}{_RESTORE}")
+
+    def close(self, line: str):
+        """Gives the row back and leaves the line behind what was written."""
+        if self._live:
+            self._write(f"{_SAVE}\x1b[{self._rows};1H{_CLEAR}\x1b[r{_RESTORE}")
+        self._write(line + os.linesep)
+
+    def _write(self, text: str):
+        self._stream.write(text)
+        self._stream.flush()

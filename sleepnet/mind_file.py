@@ -1,0 +1,181 @@
+"""A saved mind: one file with all that a session is, but the parameters."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from sleepnet import cache, storage
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.sampling import Sampling
+from sleepnet.sleep_policies import POLICIES, Policy
+from sleepnet.storage import StorageError
+from sleepnet.types import WakeState
+
+FORMAT = 1
+# What another config may say of the same mind: nothing that its numbers depend on but for rounding.
+_FREE = ("backend", "unroll", "chunk", "chunk_group", "remat", "gradient_passes")
+_FREE_PREFIX = "init_"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mind:
+    """One mind at some point of its life.
+
+    state: of one row.
+    logits_Y: float32, what it expects next; None before its first token.
+    opening_Y: `logits_Y` when its window was empty; None in the first window.
+    tokens: ids of its window.
+    position: tokens read in its life.
+    sleeps: in its life.
+    policy, sampling: how it sleeps and draws.
+    tokenizer: identity of what its text was read with; None without.
+    """
+
+    state: WakeState
+    logits_Y: Any = None
+    opening_Y: Any = None
+    tokens: tuple[int, ...] = ()
+    position: int = 0
+    sleeps: int = 0
+    policy: Policy
+    sampling: Sampling
+    tokenizer: str | None = None
+
+
+def fingerprint(params) -> str:
+    """Equal for two trees of parameters only if all their values are."""
+    text = json.dumps(storage.digests(params), sort_keys=True)
+    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def save(path: pathlib.Path, mind: Mind, *, config: ModelConfig, params: str):
+    """Writes the file, atomically.
+
+    Args:
+      params: their `fingerprint`.
+
+    Raises:
+      StorageError: it cannot be written; what was there stays.
+    """
+    record = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "params": params,
+        "tokenizer": mind.tokenizer,
+        "position": mind.position,
+        "phase": len(mind.tokens),
+        "sleeps": mind.sleeps,
+        "policy": {"name": mind.policy.name, **dataclasses.asdict(mind.policy)},
+        "sampling": dataclasses.asdict(mind.sampling),
+    }
+    tokens_L = np.zeros(config.window, np.int32)
+    tokens_L[: len(mind.tokens)] = mind.tokens
+    tree = {
+        "state": mind.state, "logits": mind.logits_Y, "opening": mind.opening_Y, "tokens": tokens_L
+    }  # fmt: skip
+    arrays = {name: np.asarray(leaf) for name, leaf in _named(tree)}
+    storage.write_arrays(path, record, arrays)
+
+
+def load(
+    path: pathlib.Path, *, config: ModelConfig | None, params: str, tokenizer: str | None
+) -> tuple[Mind, ModelConfig]:
+    """The mind, and the config that it was saved with or the one that was given.
+
+    Args:
+      params: fingerprint of those with which it goes on.
+      tokenizer: identity, or None to go on with ids alone.
+
+    Raises:
+      StorageError: the file is not there or is damaged, or another config, other parameters or
+        another tokenizer were used.
+    """
+    record, arrays = storage.read_arrays(path)
+    if record.get("format") != FORMAT:
+        raise StorageError(
+            f"{path} is of format {record.get('format')}, and this version reads {FORMAT}"
+        )
+    config = _config_of(path, record["config"], config)
+    if record["params"] != params:
+        raise StorageError(
+            f"{path} is a mind of other parameters: their fingerprint was {record['params']}, and "
+            f"is {params}"
+        )
+    if None not in (tokenizer, record["tokenizer"]) and tokenizer != record["tokenizer"]:
+        raise StorageError(
+            f"{path} was read with the tokenizer {record['tokenizer']}, and this one is {tokenizer}"
+        )
+    return _mind_of(path, record, _tree_of(path, config, arrays)), config
+
+
+def _mind_of(path, record: dict[str, Any], tree: dict[str, Any]) -> Mind:
+    try:
+        policy = dict(record["policy"])
+        policy = POLICIES[policy.pop("name")](**policy)
+        sampling = Sampling(**record["sampling"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise StorageError(f"{path}: its record is not one of this version: {error!r}") from None
+    return Mind(
+        state=tree["state"],
+        logits_Y=tree["logits"],
+        opening_Y=tree["opening"],
+        tokens=tuple(tree["tokens"][: record["phase"]].tolist()),
+        position=record["position"],
+        sleeps=record["sleeps"],
+        policy=policy,
+        sampling=sampling,
+        tokenizer=record["tokenizer"],
+    )
+
+
+def _config_of(path, stored: dict[str, Any], given: ModelConfig | None) -> ModelConfig:
+    try:
+        saved = ModelConfig(**stored)
+    except (ConfigError, TypeError) as error:
+        raise StorageError(
+            f"{path} was saved by a config that this version lacks: {error}"
+        ) from None
+    if given is None:
+        return saved
+    for field in dataclasses.fields(ModelConfig):
+        was, now = getattr(saved, field.name), getattr(given, field.name)
+        free = field.name in _FREE or field.name.startswith(_FREE_PREFIX)
+        if was != now and not free:
+            raise StorageError(
+                f"{path} is a mind with {field.name}={was!r}, and the config has {now!r}"
+            )
+    return given
+
+
+def _tree_of(path, config, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What was saved, as a tree again; every array has its place, shape and dtype."""
+    logits_Y = jax.ShapeDtypeStruct((config.vocab_size,), np.float32)
+    like = {
+        "state": jax.eval_shape(lambda: cache.init_state(config, 1)),
+        "logits": logits_Y if "logits" in arrays else None,
+        "opening": logits_Y if "opening" in arrays else None,
+        "tokens": jax.ShapeDtypeStruct((config.window,), np.int32),
+    }
+    expected = dict(_named(like))
+    for name in sorted(expected.keys() ^ arrays.keys()):
+        state = "is missing" if name in expected else "has no place in its config's state"
+        raise StorageError(f"{path}: array {name} {state}")
+    for name, leaf in expected.items():
+        found = arrays[name]
+        if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            raise StorageError(
+                f"{path}: array {name} must be {leaf.dtype} of shape {leaf.shape}; got "
+                f"{found.dtype} of shape {found.shape}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
+
+
+def _named(tree) -> list[tuple[str, Any]]:
+    """Leaves in their order, by names such as state.window.length_B."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]

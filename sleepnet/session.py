@@ -1,0 +1,528 @@
+"""Session: one mind that lives. It reads, is asked, writes, and sleeps by itself when it must.
+
+A window that is full sleeps when the next token comes, not before: so the last window can still be
+rewound, and what follows on a boundary is predicted by logits of before the sleep, as in training.
+
+All that a session holds has the same size after any number of tokens.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sleepnet import cache, mind_file
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.decode import Decoder
+from sleepnet.mind_file import Mind
+from sleepnet.model import init_params
+from sleepnet.sampling import Sampling, sample, stack
+from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
+from sleepnet.tokenizer import Tokenizer, load_tokenizer
+from sleepnet.types import Array, WakeState
+from sleepnet.wake import check_vocabulary, wake
+
+# Several tokens are read in pieces of these sizes, padded: few programs to compile, and of what
+# they compute at least a quarter is used.
+_PIECES = (8, 32, 128, 512)
+
+
+class SessionError(RuntimeError):
+    """A session that cannot do what was asked just now; it is as before."""
+
+
+class Session:
+    """One mind, from its birth or from a file.
+
+    Tokens are ids below `config.vocab_size`, or text where there is a tokenizer. The same calls
+    give the same bits; the same tokens in other calls agree to float32 rounding. One thread at a
+    time: a call that meets another raises SessionError. After any error the session is as it was
+    before the token that failed.
+
+    Attributes:
+      config: static.
+      sampling: how it draws; may be set anew. The draw behind n tokens of life takes its randomness
+        from the seed and n.
+      position: tokens read in its life.
+      sleeps: in its life.
+      last_sleep: what it spent; None before the first of this object.
+    """
+
+    def __init__(
+        self,
+        params,
+        *,
+        config: ModelConfig,
+        passes: int | Policy | None = None,
+        sampling: Sampling | None = None,
+        tokenizer: str | Tokenizer | None = None,
+    ):
+        """A newborn mind.
+
+        Args:
+          params: from `init_params` or a trained run; must not change while sessions use them.
+          passes: N of each sleep, or a policy; `config.passes` by default.
+          sampling: by default the model's distribution, with seed 0.
+          tokenizer: "bytes", or the path of a JSON file of the `tokenizers` package.
+
+        Raises:
+          ConfigError: passes or a tokenizer that cannot be.
+          ValueError: parameters of another config.
+        """
+        policy = policy_of(config.passes if passes is None else passes)
+        _check_params(params, config)
+        self._params, self._tokenizer = _Params(params), _tokenizer_for(config, tokenizer)
+        mind = Mind(
+            state=cache.init_state(config, 1), policy=policy, sampling=sampling or Sampling()
+        )
+        self._decoder = Decoder(params, mind.state, config=config)
+        self._live_on(mind, config)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | pathlib.Path,
+        params,
+        *,
+        config: ModelConfig | None = None,
+        tokenizer: str | Tokenizer | None = None,
+    ) -> "Session":
+        """Goes on with a saved mind as if it had never stopped, bit for bit.
+
+        Args:
+          path: from `save`.
+          params: those that it was saved with.
+          config: by default the one it was saved with; may differ in what only changes rounding.
+          tokenizer: without one the mind goes on with ids alone.
+
+        Raises:
+          StorageError: no such file, damage, or another model, config or tokenizer.
+        """
+        known = None if tokenizer is None else _as_tokenizer(tokenizer)
+        shared = _Params(params)
+        mind, config = mind_file.load(
+            pathlib.Path(path), config=config, params=shared.fingerprint,
+            tokenizer=known.identity if known else None,
+        )  # fmt: skip
+        session = cls.__new__(cls)
+        session._params, session._tokenizer = shared, _tokenizer_for(config, known)
+        session._decoder = Decoder(params, mind.state, config=config)
+        session._live_on(mind, config)
+        return session
+
+    def save(self, path: str | pathlib.Path):
+        """Writes one file, atomically, that any process can `load`.
+
+        Raises:
+          StorageError: it cannot be written; what was there stays whole, and the session goes on.
+        """
+        with self._alone():
+            mind_file.save(
+                pathlib.Path(path), self._mind(),
+                config=self.config, params=self._params.fingerprint,
+            )  # fmt: skip
+
+    def fork(self, *, seed: int | None = None) -> "Session":
+        """A second mind with the same past, and a future of its own. Parameters are shared.
+
+        Args:
+          seed: of its draws; by default it draws the same.
+        """
+        with self._alone():
+            twin = type(self).__new__(type(self))
+            twin._params, twin._tokenizer = self._params, self._tokenizer
+            twin._decoder = self._decoder.fork()
+            twin._live_on(self._mind(), self.config)
+            if seed is not None:
+                twin.sampling = dataclasses.replace(self.sampling, seed=seed)
+            return twin
+
+    @property
+    def policy(self) -> Policy:
+        """How long it sleeps; may be set anew, to a number too."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, passes: int | Policy):
+        self._policy = policy_of(passes)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The ids of its window: what it has read since its last sleep."""
+        return tuple(self._window_tokens)
+
+    @property
+    def logits(self) -> Array | None:
+        """float32 logits_Y of the next token; None before the first."""
+        return None if self._logits_BY is None else self._logits_BY[0]
+
+    @property
+    def state(self) -> WakeState:
+        """A copy of fast weights and window cache, of one row, as `sleepnet.wake` takes them."""
+        with self._alone():
+            return self._decoder.state
+
+    @property
+    def state_bytes(self) -> int:
+        """Of all that it remembers: fast weights, window cache, ids and two rows of logits."""
+        leaves = jax.tree.leaves(jax.eval_shape(lambda: cache.init_state(self.config, 1)))
+        arrays = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return arrays + 4 * self.config.window + 2 * 4 * self.config.vocab_size
+
+    def feed(self, tokens: str | Sequence[int] | np.ndarray):
+        """Reads any number of tokens, with a sleep at each boundary.
+
+        Raises:
+          ValueError: an id outside the vocabulary, or text without a tokenizer; nothing is read.
+        """
+        ids = self._ids(tokens)
+        with self._alone():
+            self._feed(ids)
+
+    def score(self, tokens: str | Sequence[int] | np.ndarray) -> np.ndarray:
+        """Reads tokens as `feed` does, and tells how unexpected each was.
+
+        Returns:
+          float32 -log p of each token, in nats, given all before it; nan for the first of a life,
+          which nothing predicts.
+
+        Raises:
+          ValueError: as `feed`.
+        """
+        ids = self._ids(tokens)
+        with self._alone():
+            return np.concatenate(
+                [np.zeros(0, np.float32), *map(self._score_piece, self._pieces(ids))]
+            )
+
+    def generate(
+        self,
+        max_tokens: int | None = None,
+        *,
+        sampling: Sampling | None = None,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """Draws tokens one by one. Each is read before it is given out, so that a stream may be
+        left at any point, and other calls may come in between.
+
+        Args:
+          max_tokens: None for no end.
+          sampling: for this stream; the session's by default.
+          stop: ids that end the stream: drawn, but neither read nor given out.
+
+        Raises:
+          ValueError: a newborn mind, which expects nothing yet; at once, like bad arguments.
+          SessionError: while streaming, logits that are not numbers.
+        """
+        whole = hasattr(max_tokens, "__index__") and not isinstance(max_tokens, bool)
+        if max_tokens is not None and (not whole or max_tokens < 0):
+            raise ValueError(
+                f"max_tokens must be 0 or more, or None for no end; got {max_tokens!r}"
+            )
+        self._check_expects()
+        samplers, stop = stack([sampling or self.sampling]), frozenset(stop)
+        draw = functools.partial(self._draw, samplers, stop)
+        return _Stream(draw, math.inf if max_tokens is None else max_tokens)
+
+    def generate_text(
+        self,
+        max_tokens: int | None = None,
+        *,
+        sampling: Sampling | None = None,
+        stop: Collection[int] = (),
+    ) -> Iterator[str]:
+        """`generate` as pieces of text; it also stops at a token that is none of the tokenizer's,
+        such as the one that ends a document.
+
+        Raises:
+          ValueError: as `generate`; a session without a tokenizer.
+        """
+        known = self._needs_tokenizer("generate_text")
+        unwritten = range(known.vocab_size, self.config.vocab_size)
+        tokens = self.generate(max_tokens, sampling=sampling, stop={*stop, *unwritten})
+        return _written(known, self.tokens, tokens)
+
+    def nap(self, passes: int | Policy | None = None) -> Spent | None:
+        """Sleeps now, wherever the window stands; what it expects next stays.
+
+        Args:
+          passes: for this sleep; the session's policy by default.
+
+        Returns:
+          What was spent; None if there was nothing to sleep on.
+        """
+        policy = self.policy if passes is None else policy_of(passes)
+        with self._alone():
+            return self._sleep(policy) if self._window_tokens else None
+
+    def rewind(self, position: int):
+        """Forgets all tokens of the window behind a point, as if they had not been read.
+
+        The tokens before it are read again, so that numbers may differ by float32 rounding.
+
+        Args:
+          position: tokens of life that stay; from the last sleep up to now.
+
+        Raises:
+          ValueError: a point before the last sleep, which cannot be undone, or in the future.
+        """
+        with self._alone():
+            first = self.position - len(self._window_tokens)
+            whole = hasattr(position, "__index__") and not isinstance(position, bool)
+            if not whole or not first <= position <= self.position:
+                near = f"; the nearest is {min(max(position, first), self.position)}" * whole
+                raise ValueError(
+                    f"position must lie in {first} (the last sleep)..{self.position} (now); got "
+                    f"{position!r}{near}"
+                )
+            if position == self.position:
+                return
+            kept = np.array(self._window_tokens[: position - first], np.int32)
+            self._decoder.state = _reopened(self._decoder.state, config=self.config)
+            self._window_tokens, self.position = [], first
+            self._logits_BY = self._opening_BY
+            self._feed(kept)
+
+    def _live_on(self, mind: Mind, config: ModelConfig):
+        self.config, self.policy, self.sampling = config, mind.policy, mind.sampling
+        self.position, self.sleeps = mind.position, mind.sleeps
+        self._read_with = mind.tokenizer
+        self.last_sleep: Spent | None = None
+        self._window_tokens = list(mind.tokens)
+        self._logits_BY, self._opening_BY = (
+            None if logits_Y is None else jnp.asarray(logits_Y)[None]
+            for logits_Y in (mind.logits_Y, mind.opening_Y)
+        )
+        self._lock = threading.Lock()
+
+    def _mind(self) -> Mind:
+        opening_BY = self._opening_BY
+        return Mind(
+            state=self._decoder.state,
+            logits_Y=self.logits,
+            opening_Y=None if opening_BY is None else opening_BY[0],
+            tokens=self.tokens,
+            position=self.position,
+            sleeps=self.sleeps,
+            policy=self.policy,
+            sampling=self.sampling,
+            tokenizer=self._tokenizer.identity if self._tokenizer else self._read_with,
+        )
+
+    @contextlib.contextmanager
+    def _alone(self):
+        if not self._lock.acquire(blocking=False):
+            raise SessionError(
+                "another thread is in a call of this session: take turns, or give each thread a "
+                "`fork`"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _feed(self, ids: np.ndarray):
+        for piece in self._pieces(ids):
+            self._read(piece)
+
+    def _pieces(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        """Parts that fit the window as it is when each is taken; sleeps where it is full."""
+        longest, start = _piece_size(self.config, self.config.window), 0
+        while start < len(ids):
+            if self.config.window == len(self._window_tokens):
+                self._sleep(self.policy)
+            stop = start + min(self.config.window - len(self._window_tokens), longest)
+            yield ids[start:stop]
+            start = stop
+
+    def _read(self, ids: np.ndarray):
+        if len(ids) == 1:
+            self._has_read(ids, self._decoder.wake(ids))
+            return
+        tokens_BT, length_B = self._padded(ids)
+        logits_BY, state = wake(
+            self._params.tree, self._decoder.state, tokens_BT,
+            config=self.config, length_B=length_B, logits="last",
+        )  # fmt: skip
+        self._has_read(ids, logits_BY, state)
+
+    def _score_piece(self, ids: np.ndarray) -> np.ndarray:
+        expected_BY = self._logits_BY
+        if expected_BY is None:
+            expected_BY = jnp.full((1, self.config.vocab_size), jnp.nan)
+        if len(ids) == 1:
+            self._read(ids)
+            return np.asarray(_surprise(expected_BY, ids))
+        tokens_BT, length_B = self._padded(ids)
+        logits_BTY, state = wake(
+            self._params.tree, self._decoder.state, tokens_BT,
+            config=self.config, length_B=length_B,
+        )  # fmt: skip
+        nll_T, last_BY = _surprises(expected_BY, logits_BTY, tokens_BT, length_B)
+        nll_T = np.asarray(nll_T)[: len(ids)]
+        self._has_read(ids, last_BY, state)
+        return nll_T
+
+    def _padded(self, ids: np.ndarray):
+        """tokens_BT of one of the few sizes, and how many of them are valid."""
+        size = _piece_size(self.config, len(ids))
+        return np.pad(ids, (0, size - len(ids)))[None], np.array([len(ids)], np.int32)
+
+    def _has_read(self, ids: np.ndarray, logits_BY: Array, state: WakeState | None = None):
+        """Goes on from `state`, if it is not the decoder's."""
+        if state is not None:
+            self._decoder.state = state
+        self._logits_BY = logits_BY
+        self._window_tokens += ids.tolist()
+        self.position += len(ids)
+
+    def _draw(self, samplers, stop: frozenset[int]) -> int | None:
+        with self._alone():
+            draw_B = np.array([self.position % 2**32], np.uint32)
+            (token,) = np.asarray(sample(self._check_expects(), draw_B, samplers)).tolist()
+            if token < 0:
+                raise SessionError(
+                    f"the logits behind token {self.position} are not numbers: parameters or fast "
+                    f"weights are not finite; `rewind`, or load a saved mind"
+                )
+            if token in stop:
+                return None
+            self._feed(np.array([token], np.int32))
+            return token
+
+    def _sleep(self, policy: Policy) -> Spent:
+        state, spent = sleep_by(policy, self._params.tree, self._decoder.state, config=self.config)
+        self._decoder.state = state
+        self._window_tokens, self._opening_BY = [], self._logits_BY
+        self.sleeps += 1
+        self.last_sleep = spent
+        return spent
+
+    def _check_expects(self) -> Array:
+        if self._logits_BY is None:
+            raise ValueError("a newborn mind expects nothing yet: `feed` it a token first")
+        return self._logits_BY
+
+    def _needs_tokenizer(self, what: str) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError(
+                f"{what} needs a tokenizer: make the session with tokenizer='bytes', or with the "
+                f"path of a file of the tokenizers package"
+            )
+        return self._tokenizer
+
+    def _ids(self, tokens) -> np.ndarray:
+        if isinstance(tokens, str):
+            (tokens,) = self._needs_tokenizer("text").encode([tokens])
+        ids = np.asarray(tokens)
+        if not ids.size:
+            return np.zeros(0, np.int32)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                f"tokens must be text or a list of ids; got {ids.dtype} of shape {ids.shape}"
+            )
+        check_vocabulary(self.config, ids[None], True)
+        return ids.astype(np.int32)
+
+
+class _Stream(Iterator[int]):
+    """Up to `left` more tokens, until `draw` returns None; an error does not end it."""
+
+    def __init__(self, draw: Callable[[], int | None], left: float):
+        self._draw, self._left = draw, left
+
+    def __next__(self) -> int:
+        token = self._draw() if self._left > 0 else None
+        if token is None:
+            self._left = 0
+            raise StopIteration
+        self._left -= 1
+        return token
+
+
+class _Params:
+    """Parameters that sessions share, and their fingerprint once it is asked for."""
+
+    def __init__(self, tree):
+        self.tree = tree
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return mind_file.fingerprint(self.tree)
+
+
+def _as_tokenizer(tokenizer: str | Tokenizer) -> Tokenizer:
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+
+
+def _tokenizer_for(config: ModelConfig, tokenizer: str | Tokenizer | None) -> Tokenizer | None:
+    if tokenizer is None:
+        return None
+    known = _as_tokenizer(tokenizer)
+    if known.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"tokenizer: its {known.vocab_size} tokens are more than vocab_size="
+            f"{config.vocab_size} of the config"
+        )
+    return known
+
+
+def _check_params(params, config: ModelConfig):
+    """Raises ValueError for parameters that were made for another config."""
+    expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    if jax.tree.structure(params) != jax.tree.structure(expected):
+        raise ValueError(
+            f"the parameters are those of another config than one of pattern {config.pattern!r}"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(params), strict=True)
+    for (path, wanted), leaf in pairs:
+        if wanted.shape != leaf.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"the parameters are those of another config: {name} must have shape "
+                f"{wanted.shape}; got {leaf.shape}"
+            )
+
+
+def _piece_size(config: ModelConfig, tokens: int) -> int:
+    """The smallest that takes so many tokens, or the largest there is."""
+    sizes = [size for size in _PIECES if size < config.window]
+    if config.window <= _PIECES[-1]:
+        sizes.append(config.window)
+    return next((size for size in sizes if size >= tokens), sizes[-1])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _reopened(state: WakeState, *, config) -> WakeState:
+    """The state when its window was empty."""
+    window = cache.empty_window(
+        config, state.fast_weights, state.window.carried, state.window.kept_B
+    )
+    return dataclasses.replace(state, window=window)
+
+
+@jax.jit
+def _surprise(logits_TY, tokens_T):
+    log_p_TY = jax.nn.log_softmax(logits_TY)
+    return -jnp.take_along_axis(log_p_TY, tokens_T[:, None], axis=1)[:, 0]
+
+
+@jax.jit
+def _surprises(expected_BY, logits_BTY, tokens_BT, length_B):
+    """-log p of the tokens of one row, and the logits behind the last valid one."""
+    before_TY = jnp.concatenate([expected_BY, logits_BTY[0, :-1]])
+    return _surprise(before_TY, tokens_BT[0]), logits_BTY[:, length_B[0] - 1]
+
+
+def _written(tokenizer: Tokenizer, past: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:
+    stream = tokenizer.text_stream(past)
+    yield from filter(None, map(stream.add, tokens))
+    if rest := stream.end():
+        yield rest

@@ -1,0 +1,349 @@
+"""A session lives the life of Algorithm 1 however it is used, and may be forked and rewound."""
+
+import dataclasses
+import pathlib
+import threading
+
+import jax
+import minds
+import numpy as np
+import pytest
+from agreement import assert_agree, assert_identical
+from minds import CONFIGS, HARD, SLIDING
+from reference import Mind, fast_weights
+
+from sleepnet import ConfigError, FixedPasses, Sampling, Session, SessionError
+from sleepnet.decode import step
+from sleepnet.sampling import sample, stack
+from sleepnet.session import _piece_size
+from sleepnet.wake import _wake
+
+# Sliding keys, carried tails, learned positions and a coda; few blocks, to compile in seconds.
+CONFIG = dataclasses.replace(SLIDING, pattern="[AG]G")
+L, Y = CONFIG.window, CONFIG.vocab_size
+GREEDY = Sampling(temperature=0)
+
+
+def session(config=CONFIG, **options) -> Session:
+    return Session(minds.params(config), config=config, **options)
+
+
+def life(seed, lengths):
+    """Random tokens of windows of these lengths."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, Y, length) for length in lengths]
+
+
+def older(seed=3, config=CONFIG, **options) -> Session:
+    """With a window behind it and 4 of 6 tokens in the present one."""
+    one = session(config, **options)
+    one.feed(np.concatenate(life(seed, [L, 4])))
+    return one
+
+
+def everything(one: Session):
+    """All that a session is, for comparison bit by bit."""
+    return dataclasses.asdict(one._mind())
+
+
+def log_p(logits_TY):
+    logits_TY = logits_TY - logits_TY.max(-1, keepdims=True)
+    return logits_TY - np.log(np.exp(logits_TY).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, *(pytest.param(config, marks=pytest.mark.slow) for config in CONFIGS.values())],
+    ids=["small", *CONFIGS],
+)
+def test_a_life_is_that_of_algorithm_1(config):
+    """Windows that fill, and naps in the midst of others, read and scored in pieces of any size:
+    what is expected behind every piece, the score of every token, on a boundary by what was
+    expected before the sleep, and in the end every fast weight, against the float64 model."""
+    windows = life(1, [L, 3, L, L, 1, 5])
+    mind = Mind(minds.params(config), config)
+    expected_TY = np.concatenate([mind.live(tokens, config.passes) for tokens in windows])
+    tokens = np.concatenate(windows)
+    nll_T = -log_p(expected_TY[:-1])[np.arange(len(tokens) - 1), tokens[1:]]
+    one, rng, ends, position = session(config), np.random.default_rng(2), [], 0
+    for length in map(len, windows):
+        position += length
+        ends.append(position)
+    for end in ends:
+        while one.position < end:
+            start = one.position
+            stop = min(start + rng.integers(1, L + 1), end)
+            if rng.integers(2):
+                one.feed(tokens[start:stop])
+            else:
+                found = one.score(tokens[start:stop])
+                assert np.isnan(found[0]) == (start == 0)
+                first = max(start, 1)
+                assert_agree(found[first - start :], nll_T[first - 1 : stop - 1])
+            assert one.position == stop
+            assert_agree(one.logits, expected_TY[stop - 1])
+        one.nap()
+    assert one.sleeps == len(windows) and one.tokens == ()
+    assert_agree(one.state.fast_weights, fast_weights([mind]))
+
+
+def test_a_window_that_is_full_sleeps_when_the_next_token_comes():
+    """By itself, with the passes it was told; until then all of it can be rewound."""
+    one = session(passes=1)
+    one.feed(life(5, [L])[0])
+    assert (one.sleeps, len(one.tokens), one.last_sleep) == (0, L, None)
+    expected = one.logits
+    one.nap()
+    assert one.last_sleep is not None and one.last_sleep.passes == 1
+    assert_identical(one.logits, expected)
+    one.feed(np.concatenate(life(6, [L, L, 1])))
+    assert (one.position, one.sleeps, len(one.tokens)) == (3 * L + 1, 3, 1)
+    assert one.nap(passes=3).passes == 3 and one.nap() is None
+
+
+def test_a_stream_draws_what_the_mind_expects():
+    """Every token is the draw of its place in life from the logits before it; and what was given
+    out has been read, across boundaries too."""
+    one = older(sampling=Sampling(temperature=2.0, top_k=9, top_p=0.9, seed=11))
+    other = one.fork()
+    for token in one.generate(2 * L):
+        draw_B = np.array([other.position], np.uint32)
+        (drawn,) = sample(other.logits[None], draw_B, stack([one.sampling]))
+        assert token == drawn
+        other.feed([token])
+        assert_identical(everything(one), everything(other))
+
+
+def test_streams_repeat_with_their_seed_and_may_be_left():
+    whole = list(older().generate(3 * L))
+    one = older()
+    parts = [token for _, token in zip(range(5), one.generate(), strict=False)]  # without an end
+    parts += list(one.generate(3 * L - 5))
+    assert parts == whole
+    assert list(older().fork(seed=1).generate(3 * L)) != whole
+    assert list(older().generate(0)) == []
+    for_once = list(older().generate(8, sampling=GREEDY))
+    assert for_once == list(older(sampling=GREEDY).generate(8)) != whole[:8]
+
+
+def test_a_stream_stops_before_a_token_that_ends_it():
+    """It is not read: the mind still expects it."""
+    whole = list(older().generate(10))
+    end = whole[4]
+    one = older()
+    given = list(one.generate(10, stop=[end]))
+    assert given == whole[: whole.index(end)]
+    assert one.position == L + 4 + len(given)
+    assert list(one.generate(10, stop=[end])) == []
+    assert next(one.generate()) == end
+
+
+def test_a_fork_has_the_same_past_and_its_own_future():
+    one, alone = older(), older()
+    twin = one.fork()
+    assert_identical(everything(twin), everything(one))
+    twin.feed(life(7, [9])[0])
+    twin.nap()
+    assert list(one.generate(L)) == list(alone.generate(L))
+    assert_identical(everything(one), everything(alone))
+    assert twin._params is one._params and twin._decoder._params is one._decoder._params
+
+
+@pytest.mark.parametrize("kept", range(5))
+def test_rewinding_is_not_having_read(kept):
+    """To every point of a window that has 4 tokens, of which 0 is the boundary itself."""
+    windows = life(3, [L, 4])  # of `older`
+    one, straight = older(), session()
+    one.rewind(L + kept)
+    straight.feed(np.concatenate([windows[0], windows[1][:kept]]))
+    if kept == 0:
+        straight.nap()  # a window that is full would sleep only with the next token
+    assert one.tokens == straight.tokens == tuple(windows[1][:kept])
+    assert (one.position, one.sleeps) == (straight.position, straight.sleeps)
+    assert_agree(one.logits, straight.logits)
+    assert_agree(one.state, straight.state)
+    assert list(one.generate(L)) == list(straight.generate(L))
+
+
+def test_only_the_present_window_can_be_rewound():
+    one = older()
+    before = everything(one)
+    for position, near in ((L - 1, L), (L + 5, L + 4)):
+        with pytest.raises(
+            ValueError,
+            match=rf"{L} \(the last sleep\)..{L + 4} \(now\); got {position}; .* {near}$",
+        ):
+            one.rewind(position)
+    with pytest.raises(ValueError, match=r"got 6.5"):
+        one.rewind(6.5)  # pyright: ignore[reportArgumentType]
+    assert_identical(everything(one), before)
+    newborn = session()
+    newborn.feed([1, 2, 3])
+    newborn.rewind(0)
+    assert newborn.logits is None and newborn.position == 0
+
+
+def test_a_mind_has_one_size():
+    """Its arrays and what it is saved in, from birth on."""
+    one = session()
+    empty = dataclasses.replace(one._mind(), logits_Y=np.zeros(Y), opening_Y=np.zeros(Y))
+    size = one.state_bytes
+    for _ in range(3):
+        one.feed(life(8, [50])[0])
+        mind = one._mind()
+        leaves = jax.tree.leaves((mind.state, mind.logits_Y, mind.opening_Y))
+        assert len(leaves) == len(jax.tree.leaves((empty.state, 1, 1)))
+        assert sum(leaf.nbytes for leaf in leaves) + 4 * L == one.state_bytes == size
+
+
+def test_pieces_of_all_sizes_share_few_programs():
+    """Here one for one token and one for more; of long windows one for each of four sizes, at least
+    a quarter of which is used."""
+    one = older()
+    one.nap()
+    before = _wake._cache_size(), step._cache_size()
+    for size in range(1, L + 1):
+        one.feed(np.zeros(size, int))
+    assert (_wake._cache_size(), step._cache_size()) == before
+    for window in (24, 512, 5000):
+        config = dataclasses.replace(CONFIG, window=window)
+        sizes = {tokens: _piece_size(config, tokens) for tokens in range(2, min(window, 512) + 1)}
+        assert set(sizes.values()) <= {8, 32, 128, 512, window} and len(set(sizes.values())) <= 4
+        assert all(tokens <= size <= 4 * tokens for tokens, size in sizes.items())
+
+
+def test_bad_input_is_named_and_changes_nothing():
+    one = older()
+    before = everything(one)
+    for wrong, complaint in (
+        ([1, 2, Y], rf"token id {Y} in row 0, place 2 .* ids lie in 0\.\.{Y - 1}"),
+        (np.array([3, -1]), "token id -1 in row 0, place 1"),
+        ([1.0], "tokens must be text or a list of ids; got float64"),
+        ([[1]], r"got int64 of shape \(1, 1\)"),
+        ("text", "text needs a tokenizer: make the session with tokenizer='bytes'"),
+    ):
+        for read in (one.feed, one.score):
+            with pytest.raises(ValueError, match=complaint):
+                read(wrong)
+    with pytest.raises(ConfigError, match=r"top_p must be .*; got 2"):
+        one.generate(5, sampling=Sampling(top_p=2))
+    with pytest.raises(ValueError, match=r"max_tokens must be 0 or more, or None .*; got -1"):
+        one.generate(-1)
+    with pytest.raises(ConfigError, match="passes must be a whole number of 1 or more; got 0"):
+        one.nap(passes=0)
+    with pytest.raises(ValueError, match="generate_text needs a tokenizer"):
+        one.generate_text()
+    with pytest.raises(ValueError, match="a newborn mind expects nothing yet"):
+        session().generate(1)
+    one.feed([])
+    assert one.score([]).shape == (0,)
+    assert_identical(everything(one), before)
+
+
+def test_what_does_not_belong_together_is_told_before_anything_compiles():
+    with pytest.raises(ConfigError, match=r"passes must be .* got 0"):
+        session(passes=0)
+    with pytest.raises(ConfigError, match="its 256 tokens are more than vocab_size=13"):
+        session(tokenizer="bytes")
+    with pytest.raises(ValueError, match="of another config than one of pattern"):
+        Session(minds.params(HARD), config=CONFIG)
+    narrower = dataclasses.replace(CONFIG, mlp_ratio=2.0)
+    with pytest.raises(ValueError, match=r"mlp_gate must have shape \(1, 16, 32\)"):
+        Session(minds.params(CONFIG), config=narrower)
+
+
+def test_two_threads_in_one_session_are_told_apart(monkeypatch):
+    """The second is refused while the first is inside; the first, and the session, go on."""
+    one, alone = older(), older()
+    inside, go_on, read = threading.Event(), threading.Event(), one._decoder.wake
+
+    def slow(tokens_B):
+        inside.set()
+        assert go_on.wait(60)
+        return read(tokens_B)
+
+    monkeypatch.setattr(one._decoder, "wake", slow)
+    stream = one.generate(5)
+    first = threading.Thread(target=lambda: one.feed([1]))
+    first.start()
+    assert inside.wait(60)
+    for call in (
+        lambda: one.feed([2]), lambda: one.score([2]), lambda: next(stream), lambda: one.nap(),
+        lambda: one.fork(), lambda: one.rewind(L), lambda: one.save("nowhere"), lambda: one.state,
+    ):  # fmt: skip
+        with pytest.raises(SessionError, match=r"another thread .* give each thread a `fork`"):
+            call()
+    go_on.set()
+    first.join()
+    alone.feed([1])
+    assert list(stream) == list(alone.generate(5))  # an error does not end a stream
+
+
+def test_logits_that_are_no_numbers_are_told_and_not_read():
+    one = older()
+    one._logits_BY = one._logits_BY * np.float32(np.nan)
+    position = one.position
+    with pytest.raises(SessionError, match=f"behind token {position} are not numbers"):
+        next(one.generate())
+    one.rewind(L + 1)
+    assert next(one.generate()) in range(Y)
+
+
+WORDS = ["a", "mind", "that", "sleeps", "folds", "its", "window", "into", "fast", "weights", "."]
+
+
+def write_words(path):
+    """A tokenizer of eleven words; CONFIG has two tokens more."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="."))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    tokenizer.save(str(path))
+    return str(path)
+
+
+def test_text_goes_in_and_comes_out(tmp_path):
+    """As its ids do; and a token that is no text ends the stream."""
+    name = write_words(tmp_path / "words.json")
+    one, other = session(tokenizer=name), session()
+    one.feed("a mind that sleeps")
+    other.feed([0, 1, 2, 3])
+    assert_agree(one.score("folds its window"), other.score([4, 5, 6]))
+    assert one.tokens == other.tokens == (6,)
+    for seed in range(5):
+        hot = Sampling(temperature=4.0, seed=seed)
+        ids = list(other.fork().generate(100, sampling=hot, stop=[11, 12]))
+        written = "".join(one.fork().generate_text(100, sampling=hot))
+        assert written == "".join(f" {WORDS[token]}" for token in ids)  # behind the word before
+        assert len(ids) < 100
+    assert ids
+
+
+def test_a_number_of_passes_is_a_policy():
+    assert session(passes=np.int64(3)).policy == FixedPasses(3) == session().policy
+
+
+@pytest.mark.slow
+def test_a_million_tokens_leave_nothing_behind():
+    """From a thousand tokens of life to a million: the same bytes of state, the same bytes held by
+    all arrays of the process, and a process that does not grow once it has warmed up."""
+    config = dataclasses.replace(minds.TINY, window=512)
+    one, rng = session(config), np.random.default_rng(0)
+
+    def held():
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return sum(x.nbytes for x in jax.live_arrays()), one.state_bytes, pages * 4096 / 2**20
+
+    one.feed(rng.integers(0, Y, 1_000))
+    list(one.generate(10))
+    found = {one.position: held()}
+    for position in (10_000, 200_000, 1_000_000):
+        while one.position < position:
+            one.feed(rng.integers(0, Y, min(10_000, position - one.position)))
+        found[one.position] = held()
+    arrays, states, resident_mib = zip(*found.values(), strict=True)
+    assert len(set(states)) == len(set(arrays)) == 1, found
+    assert resident_mib[-1] - resident_mib[-2] < 16, found

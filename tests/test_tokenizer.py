@@ -1,0 +1,36 @@
+"""Ids are written as the text that they are, piece by piece and no character in halves."""
+
+import pytest
+from corpora import documents, write_tokenizer
+
+from sleepnet.tokenizer import load_tokenizer
+
+TEXT = " naïve 夢 dreams,\n" + documents(2, [30])[0]
+
+
+@pytest.fixture(params=["bytes", "file"])
+def tokenizer(request, tmp_path):
+    named = request.param == "bytes"
+    return load_tokenizer("bytes" if named else write_tokenizer(tmp_path / "tokenizer.json"))
+
+
+def test_a_stream_is_the_text(tokenizer):
+    (ids,) = tokenizer.encode([TEXT])
+    stream = tokenizer.text_stream()
+    pieces = [stream.add(int(token)) for token in ids]
+    assert "".join(pieces) + stream.end() == TEXT
+    assert "�" not in "".join(pieces) and "" in pieces  # a character comes with its last token
+
+
+def test_a_stream_goes_on_behind_its_past(tokenizer):
+    """Which it does not write; even where the past ends within a character."""
+    (ids,) = tokenizer.encode([TEXT])
+    within = 4  # of " naïve", by bytes behind the first half of "ï"
+    stream = tokenizer.text_stream(ids[:within].tolist())
+    written = "".join(stream.add(int(token)) for token in ids[within:])
+    assert written and TEXT.endswith(written)
+
+
+def test_a_character_that_is_cut_is_shown():
+    stream = load_tokenizer("bytes").text_stream()
+    assert stream.add("日".encode()[0]) == "" and stream.end() == "�"
