@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from launch import cli
 from sleepnet import storage
-from sleepnet.config import ExperimentConfig, FactsConfig
+from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
 from sleepnet.evaluation.forgetting import forgetting
 from sleepnet.evaluation.intervals import student_t
 from sleepnet.evaluation.machine import describe_machine
@@ -25,9 +25,7 @@ _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; may be given several times.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for report.md and its figure.", required=True)
-_DISTANCES = flags.DEFINE_list(
-    "distances", [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 16384], "In pages."
-)
+_DISTANCES = flags.DEFINE_list("distances", "1,2,4,8,16,32,64,128,256,512,1024,16384", "In pages.")
 _FARTHEST_OF_ALL = flags.DEFINE_integer(
     "farthest_of_all", 512, "Distance beyond which models that keep everything are not asked."
 )
@@ -60,54 +58,65 @@ _LINES = (
 )
 
 
+_Runs = dict[str, list[dict[int, dict]]]  # name -> for each seed, distance -> its result
+
+
 def main(_):
     out = pathlib.Path(_OUT.value)
     storage.prepare_folder(out)
-    runs: dict[str, list[dict[int, dict]]] = {}
-    configs = []
-    for workdir in map(pathlib.Path, _WORKDIR.value):
-        config = load_config(workdir)
+    workdirs = list(map(pathlib.Path, _WORKDIR.value))
+    configs = [load_config(workdir) for workdir in workdirs]
+    tasks = [_facts(config) for config in configs]
+    runs: _Runs = {}
+    for workdir, config, task in zip(workdirs, configs, tasks, strict=True):
+        distances = _distances(task)
+        print(f"{workdir}: {_name(config, task)}, {len(distances)} distances", flush=True)
         params, _ = load_params(workdir, None)
-        distances = _distances(config)
-        print(f"{workdir}: {_name(config)}, {len(distances)} distances", flush=True)
-        asked = {result.depth: vars(result) for result in forgetting(params, config, distances)}
-        runs.setdefault(_name(config), []).append(asked)
-        configs.append(config)
-    trained = max(config.task.depths[-1] for config in configs)
-    results = {"trained": trained, "machine": describe_machine(), "runs": runs}
-    storage.write_json(out / "results.json", results)
+        results = forgetting(params, config, distances)
+        asked = {d: vars(result) for d, result in zip(distances, results, strict=True)}
+        runs.setdefault(_name(config, task), []).append(asked)
+    training, task = configs[0].training, tasks[0]
+    trained = max(task.depths[-1] for task in tasks)
+    record = {"trained": trained, "machine": describe_machine(), "runs": runs}
+    storage.write_json(out / "results.json", record)
     _draw(runs, trained).savefig(out / "forgetting.png", dpi=130, metadata={"Software": None})
-    storage.write_atomic(out / "report.md", _page(runs, configs[0], trained))
-    print(_table(runs, configs[0], trained))
+    tokens = training.steps * training.batch_size * task.tokens
+    storage.write_atomic(out / "report.md", _page(runs, task, trained, tokens))
+    print(_table(runs, task, trained))
 
 
-def _name(config: ExperimentConfig) -> str:
-    if _keeps_all(config):
+def _facts(config: ExperimentConfig) -> FactsConfig:
+    if not isinstance(config.task, FactsConfig):
+        raise ConfigError(f"task.name must be 'facts' in every run; got {config.task.name!r}")
+    return config.task
+
+
+def _name(config: ExperimentConfig, task: FactsConfig) -> str:
+    if _keeps_all(task):
         return "whole cache"
     if "G" not in config.model.pattern:
         return f"{config.model.eviction} window"
     return f"hybrid, N = {config.model.passes}"
 
 
-def _keeps_all(config) -> bool:
-    return config.task.window == config.task.tokens
+def _keeps_all(task: FactsConfig) -> bool:
+    return task.window == task.tokens
 
 
-def _distances(config) -> list[int]:
-    farthest = _FARTHEST_OF_ALL.value if _keeps_all(config) else None
+def _distances(task: FactsConfig) -> list[int]:
+    farthest = _FARTHEST_OF_ALL.value if _keeps_all(task) else None
     return [d for d in map(int, _DISTANCES.value) if farthest is None or d <= farthest]
 
 
-def _table(runs: dict, config: ExperimentConfig, trained: int) -> str:
-    page = config.task.page
+def _table(runs: _Runs, task: FactsConfig, trained: int) -> str:
     distances = list(dict.fromkeys(d for seeds in runs.values() for d in seeds[0]))
     rows = []
     for distance in distances:
-        cells = [f"{distance:,}", f"{(distance + 1) * page:,}"]
+        cells = [f"{distance:,}", f"{(distance + 1) * task.page:,}"]
         cells += [_share(seeds, distance) for seeds in runs.values()]
         rows.append(cells if distance <= trained else [f"*{cell}*" for cell in cells])
-    seeds = (f"{name} ({len(of_name)} seeds)" for name, of_name in runs.items())
-    return table(["pages back", "tokens of context", *seeds], rows)
+    names = (f"{name} (seeds: {len(seeds)})" for name, seeds in runs.items())
+    return table(["pages back", "tokens of context", *names], rows)
 
 
 def _share(seeds: Sequence[dict], distance: int) -> str:
@@ -120,18 +129,17 @@ def _share(seeds: Sequence[dict], distance: int) -> str:
     return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def _page(runs: dict, config: ExperimentConfig, trained: int) -> str:
+def _page(runs: _Runs, task: FactsConfig, trained: int, tokens: int) -> str:
     every = [row for seeds in runs.values() for seed in seeds for row in seed.values()]
     fewest, most = (pick(row["answers"] for row in every) for pick in (min, max))
     machine = describe_machine()
-    tokens = config.training.steps * config.training.batch_size * config.task.tokens
     return _HEAD.format(
         tokens=f"{tokens / 1e6:.1f}M",
         trained=trained,
-        table=_table(runs, config, trained),
+        table=_table(runs, task, trained),
         floor=every[0]["floor"],
-        any=_some_value(config.task),
-        answers=f"Each share is of {fewest} answers (the farthest) to {most} a seed.",
+        any=_some_value(task),
+        answers=f"Each share is of {fewest} (the farthest) to {most} answers a seed.",
         machine=f"{machine['cpu']}, {machine['cores']} cores, jax {machine['jax']}",
     )
 
@@ -141,7 +149,7 @@ def _some_value(task: FactsConfig) -> float:
     return (1 + (task.facts - 1) / task.values) / task.facts
 
 
-def _draw(runs: dict, trained: int) -> Figure:
+def _draw(runs: _Runs, trained: int) -> Figure:
     with mpl.rc_context({"font.size": 9, "legend.frameon": False}):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes: Any = figure.subplots()
