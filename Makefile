@@ -64,7 +64,7 @@ $(GRADIENT_RUNS): $(RESULTS)/gradients/%: $(VENV)/.installed
 	  --config.model.gradient_passes=$(patsubst k%,%,$(word 1,$(subst /, ,$*))) \
 	  --config.training.seed=$(patsubst seed%,%,$(word 2,$(subst /, ,$*)))
 
-# Four models that read the same facts, asked for them up to 16,384 pages later.
+# Four models that read the same facts, asked for them up to 4,096 pages later.
 HORIZON = experiments/results/long_horizon
 HORIZON_RUNS = $(foreach s,$(SEEDS),$(foreach m,sleeping plain sliding full,\
   $(RESULTS)/long_horizon/$m/seed$s))

@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; may be given several times.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for report.md and its figure.", required=True)
-_DISTANCES = flags.DEFINE_list("distances", "1,2,4,8,16,32,64,128,256,512,1024,16384", "In pages.")
+_DISTANCES = flags.DEFINE_list("distances", "1,2,4,8,16,32,64,128,256,512,1024,4096", "In pages.")
 _FARTHEST_OF_ALL = flags.DEFINE_integer(
     "farthest_of_all", 512, "Distance beyond which models that keep everything are not asked."
 )

@@ -12,7 +12,7 @@ _BATCH_SCORES = 1 << 26  # of attention, in one batch
 
 
 def forgetting(
-    params, config: ExperimentConfig, distances: Sequence[int], *, tokens: int = 1 << 21
+    params, config: ExperimentConfig, distances: Sequence[int], *, tokens: int = 1 << 19
 ) -> list[DepthResult]:
     """Held-out answers about facts that were all read so many pages ago, distance by distance.
 
