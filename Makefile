@@ -15,7 +15,8 @@ export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(RUNS))/.jax_cache
 HEAP = glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:$(HEAP)
 
-.PHONY: demo test test-slow test-tpu check format results results-gradients benchmark \
+.PHONY: demo test test-slow test-tpu check format results results-gradients \
+  results-long-horizon benchmark \
   benchmark-tpu pods peers environment clean
 
 demo: $(VENV)/.installed  ## Train depo_small without sleep (N = 1) and with it (N = 4), and compare.
@@ -64,12 +65,27 @@ $(GRADIENT_RUNS): $(RESULTS)/gradients/%: $(VENV)/.installed
 	  --config.model.gradient_passes=$(patsubst k%,%,$(word 1,$(subst /, ,$*))) \
 	  --config.training.seed=$(patsubst seed%,%,$(word 2,$(subst /, ,$*)))
 
+# Four models that read the same facts, asked for them up to 4,096 pages later.
+HORIZON = experiments/results/long_horizon
+HORIZON_RUNS = $(foreach s,$(SEEDS),$(foreach m,sleeping plain sliding full,\
+  $(RESULTS)/long_horizon/$m/seed$s))
+
+results-long-horizon: $(VENV)/.installed  ## Who remembers how long (forty minutes).
+	@$(MAKE) --no-print-directory -j2 $(HORIZON_RUNS)
+	@$(BIN)/python -m launch.long_horizon $(HORIZON_RUNS:%=--workdir=%) --out=$(HORIZON)
+
+.PHONY: $(HORIZON_RUNS)
+$(HORIZON_RUNS): $(RESULTS)/long_horizon/%: $(VENV)/.installed
+	@$(TRAIN) --config=experiments/long_horizon.py:$(word 1,$(subst /, ,$*)) --workdir=$@ \
+	  --config.training.seed=$(patsubst seed%,%,$(word 2,$(subst /, ,$*)))
+
 # The figures of experiments/results/BENCHMARKS.md.
 BENCHMARK = $(BIN)/python -m launch.benchmark --out=experiments/results --environments=$(PEERS)
 benchmark: $(VENV)/.installed peers  ## Speed of every part, beside its peers (an hour).
 	NPROC=1 $(BENCHMARK) --suite=rule --peer=transformers --peer=ejkernel --peer=scan --repeats=5
 	NPROC=1 $(BENCHMARK) --suite=wake
 	NPROC=1 $(BENCHMARK) --suite=sleep
+	NPROC=1 $(BENCHMARK) --suite=horizon --repeats=100
 	NPROC=1 $(BENCHMARK) --suite=train
 	NPROC=1 $(BENCHMARK) --suite=loop
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BENCHMARK) --suite=devices

@@ -17,7 +17,18 @@ from sleepnet import storage
 from sleepnet.config import ConfigError
 from sleepnet.evaluation.machine import describe_machine
 
-SUITES = ("rule", "wake", "sleep", "engine", "train", "loop", "gradients", "devices", "tpu")
+SUITES = (
+    "rule",
+    "wake",
+    "sleep",
+    "horizon",
+    "engine",
+    "train",
+    "loop",
+    "gradients",
+    "devices",
+    "tpu",
+)
 _SUITE = flags.DEFINE_enum("suite", "rule", SUITES, "What to time.")
 _PEERS = flags.DEFINE_multi_enum(
     "peer", [], [*peers.PEERS, "scan"], "For --suite=rule: run beside ours; may be repeated."

@@ -1,7 +1,7 @@
 """Every choice of a run, as frozen dataclasses that are validated when they are made.
 
-`ModelConfig` describes the network and how it sleeps, `DepoConfig`, `Rule110Config` and
-`TextConfig` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
+`ModelConfig` describes the network and how it sleeps, `DepoConfig`, `Rule110Config`, `FactsConfig`
+and `TextConfig` the tasks, `TrainingConfig` the optimisation, `MeshConfig` the devices,
 `EvaluationConfig` the measurement, and `ExperimentConfig` binds them and checks that they fit.
 
 The paper (Lee et al. 2026, arXiv 2605.26099) leaves much unsaid. What it leaves
@@ -319,6 +319,57 @@ class Rule110Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FactsConfig:
+    """Facts: "key value" pairs in a stream of distractors, then questions "which value had this?".
+
+    The stream is laid out in pages of `page` tokens. A fact stands on one page; everything else is
+    noise; all questions stand on the last page. A question's depth is how many pages lie from its
+    fact's page to its own: where a window is a page, as it is by default, so many times does the
+    model sleep in between. With `window` as long as the whole stream, the same tokens are one
+    window: for models that keep all of it.
+    """
+
+    name: str = "facts"
+    facts: int = 4  # of each example, with distinct keys
+    keys: int = 16
+    values: int = 16
+    noise: int = 16  # tokens that distract
+    depths: tuple[int, ...] = (1, 2, 4, 8)  # each fact's is one of them
+    queries: int = FOLLOWS  # facts that are asked; None: all
+    window: int = 8
+    page: int = FOLLOWS  # divides `window`; None: a window is a page
+    curriculum: int = 0  # training examples over which depths open up from the first
+    test_fraction: float = 0.1  # of all sets of facts, kept from training
+    seed: int = 0
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "name", ("facts",))
+        _positive(self, "facts", "keys", "values", "noise", "window")
+        _positive_if_given(self, "queries", "page")
+        _default(self, "queries", self.facts)
+        _default(self, "page", self.window)
+        _divides(self, "page", "window")
+        _fraction(self, "test_fraction")
+        _not_negative(self, "curriculum")
+        _in_range(self, "seed", 0, MAX_SEED)
+        _in_range(self, "facts", 1, min(self.keys, self.page // 2))  # one page has room for all
+        _in_range(self, "queries", 1, self.facts)
+        if not self.depths or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 1:
+            raise ConfigError(f"depths must rise from 1 or more, such as (1, 8); got {self.depths}")
+        if self.window > self.tokens:
+            raise ConfigError(
+                f"window must be at most {self.tokens}, the tokens of the whole stream; got "
+                f"{self.window}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole stream, the page of questions too."""
+        return (self.depths[-1] + 1) * self.page
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """Text: documents over several windows, every token predicted from those before it.
 
@@ -349,8 +400,8 @@ class TextConfig:
             raise ConfigError(f"test_files: {path!r} is in train_files too, so it is not held out")
 
 
-TASKS = {"depo": DepoConfig, "rule110": Rule110Config, "text": TextConfig}
-TaskConfig = DepoConfig | Rule110Config | TextConfig
+TASKS = {"depo": DepoConfig, "rule110": Rule110Config, "facts": FactsConfig, "text": TextConfig}
+TaskConfig = DepoConfig | Rule110Config | FactsConfig | TextConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

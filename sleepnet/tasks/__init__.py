@@ -1,8 +1,9 @@
 """What models learn: reasoning over a context that is gone when the question comes, and text."""
 
-from sleepnet.config import DepoConfig, Rule110Config, TaskConfig, TextConfig
+from sleepnet.config import DepoConfig, FactsConfig, Rule110Config, TaskConfig, TextConfig
 from sleepnet.tasks.base import Floor, QuestionTask, Task
 from sleepnet.tasks.depo import Depo
+from sleepnet.tasks.facts import Facts
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.loader import TaskSource, batches, check_batch
 from sleepnet.tasks.rule110 import Rule110
@@ -11,6 +12,7 @@ from sleepnet.tasks.text import Text
 __all__ = [
     "Depo",
     "Example",
+    "Facts",
     "Floor",
     "QuestionTask",
     "Rule110",
@@ -22,7 +24,7 @@ __all__ = [
     "make",
 ]
 
-_TASKS = {DepoConfig: Depo, Rule110Config: Rule110, TextConfig: Text}
+_TASKS = {DepoConfig: Depo, Rule110Config: Rule110, FactsConfig: Facts, TextConfig: Text}
 
 
 def make(config: TaskConfig) -> Task:

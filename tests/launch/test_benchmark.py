@@ -13,7 +13,7 @@ import pytest
 
 import sleepnet
 from launch import peers
-from launch.suites import Options, devices, gradients, report, rule, sleep, tpu, wake
+from launch.suites import Options, devices, gradients, horizon, report, rule, sleep, tpu, wake
 from sleepnet import flops
 from sleepnet.config import ConfigError
 
@@ -150,6 +150,59 @@ def test_a_token_is_held_against_what_it_must_move(monkeypatch):
         assert young[f"of {rate} bound"] == pytest.approx(bound_ms / young["decoder ms"])
     with pytest.raises(ConfigError, match="--repeats: at most 3 fit into a window; got 4"):
         wake.run(Options(repeats=4))
+
+
+def test_a_long_context_is_held_against_attention_over_all_of_it(monkeypatch):
+    """The mind has one size at every age, and the age is real; the cache grows with the context,
+    and one that has no room is not measured; ratios are those of the figures beside them."""
+    config = sleepnet.ModelConfig(vocab_size=5, pattern="AG", d_model=8, num_heads=2, window=64)
+    monkeypatch.setattr(horizon, "MODELS", ((config, (64, 128), (64, 128)),))
+    monkeypatch.setattr(horizon, "ROOM", 2 * 2 * 64 * 8 * 4)
+    configs = (config, horizon.with_attention_over(config, 64))
+    params = {each: minds.params(each) for each in configs}
+    monkeypatch.setattr(sleepnet, "init_params", lambda config, key: params[config])
+    young, short, old, long = horizon.run(Options(repeats=3))["rows"]
+    for row, mind, context in (
+        (young, "sleeps", 64), (short, "attention", 64), (old, "sleeps", 128),
+        (long, "attention", 128),
+    ):  # fmt: skip
+        assert (row["mind"], row["context"]) == (mind, str(context))
+    size = sum(x.nbytes for x in jax.tree.leaves(sleepnet.init_state(config, 1))) / 1e6
+    assert young["state MB"] == old["state MB"] == size
+    for row, context in ((short, 64), (long, 128)):
+        assert row["state MB"] == 2 * 2 * context * 8 * 4 / 1e6  # blocks, keys and values
+    assert long["ms p50"] == "does not fit"
+    assert "tokens/s" not in long
+    assert young["/ attention"] == pytest.approx(young["tokens/s"] / short["tokens/s"])
+    second = young["ms p50"] / 1e3 + young["sleep ms"] / 1e3 / 64
+    assert young["tokens/s"] == pytest.approx(1 / second)
+    for row in (young, short, old):
+        bound_ms = row["MB moved"] / row["read GB/s"]
+        assert row["of read bound"] == pytest.approx(bound_ms / row["ms p50"])
+    assert old["/ shortest"][0] == pytest.approx(old["ms p50"] / young["ms p50"])
+    assert old["read s"] == pytest.approx(2 * young["read s"])
+    with pytest.raises(ConfigError, match="--repeats: 20 rounds do not fit"):
+        horizon.run(Options(repeats=20))
+
+
+def test_the_age_of_a_mind_is_the_windows_that_it_read():
+    """Its fast weights are those of reading them one by one."""
+    config = sleepnet.ModelConfig(vocab_size=5, pattern="AG", d_model=8, num_heads=2, window=64)
+    params = minds.params(config)
+    readers = horizon.sleeping(config, params, (64, 192), room=config.window)
+    state, expected = sleepnet.init_state(config, 1), {}
+    for number in (1, 2, 3):
+        tokens = horizon.random_tokens(config, 64, seed=number)
+        _, state = sleepnet.wake(params, state, tokens, config=config)
+        state = sleepnet.sleep(params, state, config=config, passes=1)
+        expected["sleeps", 64 * number] = state
+    assert readers.keys() == {("sleeps", 64), ("sleeps", 192)}
+    for key, reader in readers.items():
+        for ours, theirs in zip(
+            jax.tree.leaves(reader.state.fast_weights),
+            jax.tree.leaves(expected[key].fast_weights), strict=True,
+        ):  # fmt: skip
+            np.testing.assert_allclose(ours, theirs[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

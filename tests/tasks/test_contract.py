@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sleepnet import tasks
-from sleepnet.config import DepoConfig, Rule110Config
+from sleepnet.config import DepoConfig, FactsConfig, Rule110Config
 
 CONFIGS = {
     "depo": DepoConfig(),
@@ -23,6 +23,8 @@ CONFIGS = {
     "rule110-steps": Rule110Config(
         cells=9, strings=3, steps=(1, 2, 5), cells_asked=4, questions=7, window=10
     ),
+    "facts": FactsConfig(),
+    "facts-whole": FactsConfig(depths=(1, 5), window=48, page=8, queries=3),
 }
 SPLITS = ("train", "test")
 
@@ -83,7 +85,7 @@ def test_context_windows_are_never_scored_and_the_bound_of_the_others_is_tight(c
     assert (scored_NW <= task.scored_per_window).all()
     assert not scored_NW[:, : task.num_context_windows].any()
     assert task.scored_per_window[: task.num_context_windows] == (0,) * task.num_context_windows
-    if config.name == "rule110" or config.max_word == 1:
+    if config.name != "depo" or config.max_word == 1:
         assert (scored_NW.max(0) == task.scored_per_window).all()
 
 
@@ -171,7 +173,7 @@ def test_the_floor_is_known_for_every_depth_that_test_asks_and_no_other(config):
 
 
 def test_make_refuses_what_is_no_task():
-    with pytest.raises(TypeError, match=r"dict.*DepoConfig, Rule110Config"):
+    with pytest.raises(TypeError, match=r"dict.*DepoConfig, Rule110Config, FactsConfig"):
         tasks.make({})
 
 

@@ -1,0 +1,55 @@
+"""What is asked when it is asked how long a fact is remembered."""
+
+import dataclasses
+
+import jax
+import pytest
+
+import sleepnet
+from sleepnet import tasks
+from sleepnet.config import (
+    ConfigError,
+    DepoConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    FactsConfig,
+    ModelConfig,
+)
+from sleepnet.evaluation.forgetting import at_distance, forgetting
+
+TASK = FactsConfig(depths=(1, 2), keys=4, values=4, noise=2, facts=2, window=4, curriculum=9)
+MODEL = ModelConfig(vocab_size=11, pattern="AG", d_model=8, num_heads=2, window=4, passes=1)
+CONFIG = ExperimentConfig(model=MODEL, task=TASK, evaluation=EvaluationConfig(examples=20))
+WHOLE = dataclasses.replace(
+    CONFIG,
+    task=dataclasses.replace(TASK, window=12, page=4),
+    model=dataclasses.replace(MODEL, pattern="AA", window=12, passes=1),
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, WHOLE], ids=["by page", "whole"])
+def test_every_fact_lies_as_far_back_as_it_says(config):
+    """Beyond the distances of training too; a model that keeps everything keeps all of it."""
+    for distance in (1, 7):
+        asked = at_distance(config, distance, tokens=1 << 20)
+        task = tasks.make(asked.task)
+        example = task.example("test", 0)
+        assert set(example.depth_WL[example.mask_WL]) == {distance}
+        slept = sum(passes > 0 for passes in task.window_passes(2)) - 1
+        assert slept == (distance if config is CONFIG else 0)
+        assert example.length_W.sum() == 4 * (distance + 1)
+
+
+def test_who_never_learned_guesses_at_any_distance():
+    """As often right as the floor says, within four standard errors of its answers."""
+    params = sleepnet.init_params(MODEL, jax.random.key(0))
+    (row,) = forgetting(params, CONFIG, (30,), tokens=1)
+    assert (row.depth, row.examples, row.passes, row.floor) == (30, 16, 1, 0.25)
+    assert row.accuracy < row.floor + 4 * (row.floor * (1 - row.floor) / row.answers) ** 0.5
+
+
+def test_other_tasks_have_no_facts_to_forget():
+    model = dataclasses.replace(MODEL, window=8)
+    config = ExperimentConfig(model=model, task=DepoConfig())
+    with pytest.raises(ConfigError, match=r"task\.name must be 'facts'.*got 'depo'"):
+        forgetting({}, config, (1,))
