@@ -87,7 +87,8 @@ benchmark: $(VENV)/.installed peers  ## Speed of every part, beside its peers (a
 	NPROC=1 $(BENCHMARK) --suite=sleep
 	NPROC=1 $(BENCHMARK) --suite=horizon --repeats=100
 	NPROC=1 $(BENCHMARK) --suite=train
-	NPROC=1 $(BENCHMARK) --suite=loop
+	NPROC=1 $(BENCHMARK) --suite=loop --repeats=4
+	NPROC=1 $(BENCHMARK) --suite=engine --repeats=4
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BENCHMARK) --suite=devices
 
 # The TPU compiler stays out of the environment of everything else.

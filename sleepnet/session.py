@@ -111,9 +111,36 @@ class Session:
             pathlib.Path(path), config=config, params=shared.fingerprint,
             tokenizer=known.identity if known else None,
         )  # fmt: skip
+        return cls._of(shared, mind, config, known)
+
+    @classmethod
+    def from_mind(
+        cls,
+        params,
+        mind: Mind,
+        *,
+        config: ModelConfig,
+        tokenizer: str | Tokenizer | None = None,
+    ) -> "Session":
+        """Goes on with a mind in memory, such as an `Engine` gives back.
+
+        Args:
+          params, config: those with which it has lived.
+          tokenizer: as for a newborn mind.
+
+        Raises:
+          ConfigError: a tokenizer that cannot be.
+          ValueError: a mind or parameters of another config.
+        """
+        _check_params(params, config)
+        cache.check_state(config, mind.state)
+        return cls._of(_Params(params), mind, config, tokenizer)
+
+    @classmethod
+    def _of(cls, params: "_Params", mind: Mind, config: ModelConfig, tokenizer) -> "Session":
         session = cls.__new__(cls)
-        session._params, session._tokenizer = shared, _tokenizer_for(config, known)
-        session._decoder = Decoder(params, mind.state, config=config)
+        session._params, session._tokenizer = params, _tokenizer_for(config, tokenizer)
+        session._decoder = Decoder(params.tree, mind.state, config=config)
         session._live_on(mind, config)
         return session
 
@@ -128,6 +155,12 @@ class Session:
                 pathlib.Path(path), self._mind(),
                 config=self.config, params=self._params.fingerprint,
             )  # fmt: skip
+
+    @property
+    def mind(self) -> Mind:
+        """All that it is but the parameters, as it is now: for `from_mind` or `Engine.submit`."""
+        with self._alone():
+            return self._mind()
 
     def fork(self, *, seed: int | None = None) -> "Session":
         """A second mind with the same past, and a future of its own. Parameters are shared.

@@ -226,7 +226,7 @@ BAD_DICTS = [
     ({"task.node": 8}, r"task\.node: no such field; .*'nodes'"),
     ({"training.stps": 8}, r"training\.stps: no such field; .*'steps'"),
     ({"evaluation.pass": (1,)}, r"evaluation\.pass: no such field; .*'passes'"),
-    ({"task.name": "rule100"}, r"got 'rule100'; allowed: depo, rule110, text; .*'rule110'"),
+    ({"task.name": "rule100"}, r"got 'rule100'; allowed: depo, rule110, facts, text; .*'rule110'"),
     ({"model": None}, r"no section 'model'"),
     ({"task": None}, r"no section 'task'"),
     ({"model.passes": 0}, r"model\.passes must be above 0; got 0"),

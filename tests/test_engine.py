@@ -155,6 +155,27 @@ def test_a_mind_that_was_kept_goes_on_bit_equal(engine):
     assert went_on[0] == alone(engine, np.concatenate([first, second]), **options)[0]
 
 
+def test_minds_move_between_a_session_and_the_engine(params, engine, tmp_path):
+    """There and back, and through a file: what is drawn is what the session draws by itself."""
+    session = sleepnet.Session(params, config=CONFIG, sampling=Sampling(seed=4))
+    session.feed(prompt(12, 19))
+    by_itself = session.fork()
+    by_itself.feed(prompt(13, 7))
+    options = {"max_new_tokens": 6, "keep": True}
+    drawn, ended = alone(engine, prompt(13, 7), mind=session.mind, **options)
+    assert drawn == list(by_itself.generate(6))
+    back = sleepnet.Session.from_mind(params, ended.mind, config=CONFIG)
+    back.save(tmp_path / "mind")
+    back = sleepnet.Session.load(tmp_path / "mind", params)
+    assert (back.position, back.sleeps, back.tokens) == (
+        by_itself.position, by_itself.sleeps, by_itself.tokens
+    )  # fmt: skip
+    assert list(back.generate(20)) == list(by_itself.generate(20))
+    back.rewind(back.position - len(back.tokens))  # to its last sleep
+    by_itself.rewind(by_itself.position - len(by_itself.tokens))
+    assert list(back.generate(5)) == list(by_itself.generate(5))
+
+
 def test_neighbours_draw_a_token_in_every_step_in_which_another_sleeps(params):
     """However little work a step may do."""
     engine = Engine(params, config=CONFIG, slots=2, work=1)

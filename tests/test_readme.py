@@ -35,10 +35,22 @@ def test_the_ten_lines_run_and_leave_a_mind():
     np.testing.assert_array_equal(state.window.length_B, [0, 0])
 
 
+def test_a_mind_lives_and_an_engine_holds_many(tmp_path, monkeypatch, capsys):
+    """The lines go on from the ten, one after another."""
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in code_blocks("python")[:3]:
+        exec(block, scope)
+    assert scope["mind"].position == 105 and scope["mind"].sleeps == 4
+    assert scope["other"].position == 105 and scope["other"].sampling.seed == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 51 and lines[-1].startswith("Ended(key=0, reason='length'")
+
+
 def test_the_example_experiment_is_a_valid_config():
     from launch import cli
 
     scope = {}
-    exec(code_blocks("python")[1], scope)
+    exec(code_blocks("python")[3], scope)
     config = cli.experiment_config(scope["get_config"]())
     assert (config.model.window, config.model.vocab_size) == (8, 12)
