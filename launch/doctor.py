@@ -23,6 +23,7 @@ _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Judge for these TPUs, such as v5e:4x4.")
 _JSON = flags.DEFINE_bool("json", False, "A line of JSON for each finding.")
+flags.adopt_module_key_flags(distributed)
 
 LABELS = {OK: "ok", WRONG: "WRONG", SKIPPED: "-"}
 

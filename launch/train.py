@@ -3,8 +3,8 @@
     python -m launch.train --config=experiments/depo_small.py --workdir=runs/depo \\
         [--config.model.passes=4] [--config.training.seed=1] [--profile_steps=100,110]
 
-As one of several processes of a run: with the flags of launch.distributed, on every machine alike,
-and a workdir that all of them see.
+As one of several processes of a run: with --distributed where JAX finds its cluster by itself, or
+with --coordinator_address, --num_processes and --process_id; and a workdir that all of them see.
 
 SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint first (twice: stop at once). Exit codes: 0 done, 2 an
 error that the message explains, 75 a run that stood still and was to stop then (try again),
@@ -40,6 +40,7 @@ _CACHE = flags.DEFINE_string(
     "JAX_COMPILATION_CACHE_DIR, or sleepnet's in the user's cache folder.",
 )  # fmt: skip
 flags.mark_flag_as_required("config")
+flags.adopt_module_key_flags(distributed)
 
 STALLED = 75  # EX_TEMPFAIL of sysexits.h: whoever started it may try again
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -111,9 +112,11 @@ def interleaved(
     *,
     clocked: Mapping[Key, Callable[[], float]] | None = None,
 ) -> dict[Key, Timing]:
-    """Times each call `repeats` times in turn, A B C A B C .., after two rounds to warm up.
+    """Times each call `repeats` times in rounds of all of them, after two rounds to warm up.
 
-    In turn, because machines are noisy: a slow spell then falls on all of them alike.
+    In rounds, because machines are noisy: a slow spell then falls on all of them alike. Each round
+    in an order of its own, always the same, because calls inherit what the one before left in the
+    processor's caches.
 
     Args:
       calls: return arrays, which are waited for.
@@ -122,9 +125,10 @@ def interleaved(
     clocks = {key: functools.partial(_clock, call) for key, call in calls.items()}
     clocks = {**clocks, **(clocked or {})}
     times_ms = {key: [] for key in clocks}
+    rng = random.Random(0)
     for _ in range(2 + repeats):
-        for key, clock in clocks.items():
-            times_ms[key].append(clock())
+        for key in rng.sample(list(clocks), len(clocks)):
+            times_ms[key].append(clocks[key]())
     return {key: Timing(tuple(times[2:])) for key, times in times_ms.items()}
 
 

@@ -1,12 +1,16 @@
 """What is timed, and in which order."""
 
+import itertools
+
 from sleepnet.evaluation.latency import interleaved, sleep_latency, wake_latency
 
 
-def test_calls_take_turns():
+def test_calls_take_turns_and_none_always_follows_the_same():
     order = []
-    timings = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 3)
-    assert order == ["a", "b"] * 5  # two rounds warm up
+    timings = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 30)
+    rounds = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert len(rounds) == 32  # two of them warm up
+    assert {*map("".join, itertools.permutations("abc"))} == {*rounds}
     assert all(0 <= t.median_ms <= t.p90_ms for t in timings.values())
 
 
