@@ -15,9 +15,9 @@ token against its own bytes. "answer ms" is the time to the first token behind a
 all that a mind holds, and of "attention" keys and values alone.
 
 Medians of calls that take turns, in an order drawn anew each round. Of two tokens in each turn the
-second is timed, so that what the others left in the processor's cache harms none. In brackets the 10th and 90th percentile over
-rounds. On CPU it is at home on one core: NPROC=1 and GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as
-`make benchmark` sets.
+second is timed, so that what the others left in the processor's cache harms none. In brackets the
+10th and 90th percentile over rounds. On CPU it is at home on one core: NPROC=1 and the
+GLIBC_TUNABLES that `make benchmark` sets.
 """
 
 import dataclasses

@@ -1,10 +1,13 @@
 """What every task offers to training and evaluation."""
 
 import abc
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sleepnet.config import TaskConfig
-from sleepnet.tasks.layout import Example, Layout
+from sleepnet.tasks.layout import Content, Example, Layout
 
 
 class Floor(NamedTuple):
@@ -62,6 +65,12 @@ class Task(abc.ABC):
           ValueError: an unknown split, a negative index, or a split too small to hold anything.
         """
 
+    def examples(self, split: str, indices: Sequence[int]) -> Example:
+        """Some examples as a batch, with a leading B on every array."""
+        fields = zip(*(self.example(split, index) for index in indices), strict=True)
+        stacked: list[Any] = [None if rows[0] is None else np.array(rows) for rows in fields]
+        return Example(*stacked)
+
     @abc.abstractmethod
     def token_name(self, token: int) -> str:
         """How to show a token to people.
@@ -101,6 +110,18 @@ class QuestionTask(Task):
         """The model sleeps on the context; where loss is read, it does not."""
         questions = self.num_windows - self.num_context_windows
         return (passes,) * self.num_context_windows + (1,) * questions
+
+    def example(self, split: str, index: int) -> Example:
+        """See `Task.example`."""
+        return self.layout.batch([self._content(split, index)]).row(0)
+
+    def examples(self, split: str, indices: Sequence[int]) -> Example:
+        """See `Task.examples`."""
+        return self.layout.batch([self._content(split, index) for index in indices])
+
+    @abc.abstractmethod
+    def _content(self, split: str, index: int) -> Content:
+        """What stands in example `index` of `split`."""
 
     @abc.abstractmethod
     def floor(self, depth: int) -> Floor:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sleepnet.config import DepoConfig
 from sleepnet.tasks.base import Floor, QuestionTask
-from sleepnet.tasks.layout import Example, Layout, Question, cut_right_aligned
+from sleepnet.tasks.layout import Content, Layout, Question, cut_right_aligned
 from sleepnet.tasks.splits import draw_in_split, generator
 from sleepnet.tasks.words import Words
 
@@ -57,8 +57,7 @@ class Depo(QuestionTask):
         """The k that the test split asks."""
         return self.config.test_hops
 
-    def example(self, split: str, index: int) -> Example:
-        """See `Task.example`."""
+    def _content(self, split: str, index: int) -> Content:
         rng = generator(self.config.seed, split, index)
         cycle = self._draw_cycle(rng, split)
         names = [self._words.tokens(word) for word in cycle]
@@ -66,7 +65,7 @@ class Depo(QuestionTask):
         edges = [names[i] + successors[i] for i in rng.permutation(len(names)).tolist()]
         stream = [token for edge in edges for token in edge]
         context = cut_right_aligned(stream, self.window, self.num_context_windows)
-        return self.layout.example(context, self._draw_questions(rng, split, index, names))
+        return Content(context, self._draw_questions(rng, split, index, names))
 
     def _draw_cycle(self, rng: np.random.Generator, split: str) -> list[int]:
         n = self.config.nodes

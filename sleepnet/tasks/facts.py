@@ -6,7 +6,7 @@ import numpy as np
 
 from sleepnet.config import FactsConfig
 from sleepnet.tasks.base import Floor, QuestionTask
-from sleepnet.tasks.layout import Example, Layout, Question, cut_right_aligned
+from sleepnet.tasks.layout import Content, Layout, Question, cut_right_aligned
 from sleepnet.tasks.splits import draw_in_split, generator
 
 _Facts = list[tuple[int, int]]  # key and value, both from 0
@@ -46,8 +46,7 @@ class Facts(QuestionTask):
         """The distances, in pages, that the test split asks."""
         return self.config.depths
 
-    def example(self, split: str, index: int) -> Example:
-        """See `Task.example`."""
+    def _content(self, split: str, index: int) -> Content:
         rng = generator(self.config.seed, split, index)
         facts = self._draw_facts(rng, split)
         opened = self._depths_open(split, index)
@@ -56,7 +55,7 @@ class Facts(QuestionTask):
         self._write(rng, stream_PT, facts, depths)
         asked = rng.permutation(len(facts))[: self.config.queries].tolist()
         questions = [self._question(facts[i], depths[i]) for i in asked]
-        return self.layout.example(self._cut(stream_PT), questions)
+        return Content(self._cut(stream_PT), questions)
 
     def _draw_facts(self, rng: np.random.Generator, split: str) -> _Facts:
         config = self.config

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,11 @@ class Example(NamedTuple):
     answer_WL: np.ndarray
     reset_W: np.ndarray | None = None
 
+    def row(self, b: int) -> "Example":
+        """One example of a batch."""
+        fields: list[Any] = [None if field is None else field[b] for field in self]
+        return Example(*fields)
+
 
 class Question(NamedTuple):
     """What is read of one question, and what must be predicted at the last tokens of it."""
@@ -42,6 +47,13 @@ class Question(NamedTuple):
     tokens: Sequence[int]
     targets: Sequence[int]  # of the last len(targets) tokens
     depth: int
+
+
+class Content(NamedTuple):
+    """What stands in one example: the tokens of each context window, and the questions."""
+
+    context: Sequence[Sequence[int]]
+    questions: Sequence[Question]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,27 +83,30 @@ class Layout:
         questions = [min(self.questions_per_window, self.num_questions - i) for i in starts]
         return (0,) * self.num_context_windows + tuple(q * self.answer_tokens for q in questions)
 
-    def example(self, context: Sequence[Sequence[int]], questions: Sequence[Question]) -> Example:
+    def batch(self, contents: Sequence[Content]) -> Example:
         """Writes the tokens of each context window, and then the questions one by one."""
-        # Python lists first, then few numpy calls: several times faster for short windows.
-        windows = [*context, *([] for _ in range(self.num_windows - len(context)))]
-        positions, targets, depths, answers = [], [], [], []
-        for number, question in enumerate(questions):
-            w = self.num_context_windows + number // self.questions_per_window
-            windows[w].extend(question.tokens)
-            end, size = w * self.window + len(windows[w]), len(question.targets)
-            positions.extend(range(end - size, end))
-            targets.extend(question.targets)
-            depths.extend([question.depth] * size)
-            answers.extend([number] * size)
-        padded = [[*tokens, *[0] * (self.window - len(tokens))] for tokens in windows]
-        tokens_WL = np.array(padded, np.int32)
-        length_W = np.array([len(tokens) for tokens in windows], np.int32)
-        flat = np.zeros((3, tokens_WL.size), np.int32)
+        # Python lists first, then few numpy calls: many times faster for short windows.
+        tokens, lengths, positions, scored = [], [], [], []
+        for context, questions in contents:
+            windows = [*context, *([] for _ in range(self.num_windows - len(context)))]
+            for number, question in enumerate(questions):
+                w = self.num_context_windows + number // self.questions_per_window
+                windows[w].extend(question.tokens)
+                end = len(tokens) + w * self.window + len(windows[w])
+                positions.extend(range(end - len(question.targets), end))
+                scored.extend((target, question.depth, number) for target in question.targets)
+            for window in windows:
+                tokens.extend(window)
+                tokens.extend([0] * (self.window - len(window)))
+                lengths.append(len(window))
+        shape = len(contents), self.num_windows, self.window
+        flat = np.zeros((3, len(tokens)), np.int32)
         flat[2] = -1
-        flat[:, positions] = (targets, depths, answers)
-        targets_WL, depth_WL, answer_WL = flat.reshape(3, *tokens_WL.shape)
-        return Example(tokens_WL, length_W, targets_WL, answer_WL >= 0, depth_WL, answer_WL)
+        flat[:, positions] = np.array(scored, np.int32).T
+        targets_BWL, depth_BWL, answer_BWL = flat.reshape(3, *shape)
+        tokens_BWL = np.array(tokens, np.int32).reshape(shape)
+        length_BW = np.array(lengths, np.int32).reshape(shape[:2])
+        return Example(tokens_BWL, length_BW, targets_BWL, answer_BWL >= 0, depth_BWL, answer_BWL)
 
 
 def cut_right_aligned(stream: Sequence[int], window: int, num_windows: int) -> list[Sequence[int]]:

@@ -1,7 +1,6 @@
 """Batches of examples through grain; the one place here that knows it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
@@ -32,7 +31,7 @@ class TaskSource:
 
     def __getitem__(self, index: int) -> Example:
         first = index * self._batch_size
-        return stack([self._task.example(self._split, first + row) for row in self._rows])
+        return self._task.examples(self._split, [first + row for row in self._rows])
 
 
 def batches(
@@ -91,13 +90,6 @@ def batches(
     dataset = grain.MapDataset.source(TaskSource(task, split, batch_size, end, rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     return iter(dataset[first_batch:end].map(checked).to_iter_dataset(options))
-
-
-def stack(examples: Sequence[Example]) -> Example:
-    """One Example with a leading B on every array."""
-    fields = zip(*examples, strict=True)
-    stacked: list[Any] = [None if rows[0] is None else np.array(rows) for rows in fields]
-    return Example(*stacked)
 
 
 def check_batch(example: Example, vocab_size: int):

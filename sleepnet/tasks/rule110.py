@@ -5,7 +5,7 @@ import numpy as np
 from sleepnet.config import Rule110Config
 from sleepnet.tasks.automaton import evolve_packed, probability_of_one
 from sleepnet.tasks.base import Floor, QuestionTask
-from sleepnet.tasks.layout import Example, Layout, Question
+from sleepnet.tasks.layout import Content, Layout, Question
 from sleepnet.tasks.splits import draw_in_split, generator
 
 _NUM_BITS = 2  # the tokens 0 and 1
@@ -46,8 +46,7 @@ class Rule110(QuestionTask):
         """The t that the test split asks."""
         return self.config.steps
 
-    def example(self, split: str, index: int) -> Example:
-        """See `Task.example`."""
+    def _content(self, split: str, index: int) -> Content:
         config = self.config
         rng = generator(config.seed, split, index)
         step_number = int(rng.integers(self._num_steps_open(split, index)))
@@ -55,7 +54,7 @@ class Rule110(QuestionTask):
         evolved = [evolve_packed(s, config.cells, config.steps[step_number]) for s in states]
         context = [_bits(state, config.cells) for state in states]
         questions = [self._question(step_number, q, evolved) for q in self._draw_asked(rng)]
-        return self.layout.example(context, questions)
+        return Content(context, questions)
 
     def _num_steps_open(self, split: str, index: int) -> int:
         """The curriculum: training asks only the first few of `steps` at first."""

@@ -12,7 +12,6 @@ import pytest
 import sleepnet
 from sleepnet import tasks
 from sleepnet.config import ConfigError, ModelConfig
-from sleepnet.tasks.loader import stack
 from sleepnet.training.step import score
 
 
@@ -79,7 +78,7 @@ def test_a_neighbour_never_changes_a_documents_loss(task, eviction):
     example = next(e for e in examples if e.reset_W[2] and (e.length_W > 0).all())
 
     def nll_WL(example):
-        batch = stack([example])
+        batch = tasks.Example(*(x[None] for x in example))
         return np.asarray(compiled(params, batch).nll_BWL[0])
 
     compiled = jax.jit(
