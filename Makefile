@@ -67,7 +67,7 @@ $(GRADIENT_RUNS): $(RESULTS)/gradients/%: $(VENV)/.installed
 
 # Four models that read the same facts, asked for them up to 4,096 pages later.
 HORIZON = experiments/results/long_horizon
-HORIZON_RUNS = $(foreach s,$(SEEDS),$(foreach m,sleeping plain sliding full,\
+HORIZON_RUNS = $(foreach s,$(SEEDS),$(foreach m,sleeping full_longer plain sliding full,\
   $(RESULTS)/long_horizon/$m/seed$s))
 
 results-long-horizon: $(VENV)/.installed  ## Who remembers how long (forty minutes).

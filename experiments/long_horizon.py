@@ -1,10 +1,11 @@
-"""Who remembers how long: four models of one size that read the same facts.
+"""Who remembers how long: models of one size that read the same facts.
 
 Four facts, "key value", stand on pages of 8 tokens among distractors, 1 to 4 pages before four
 questions. The hybrids read a page at a time, and what crosses to the next is fast weights alone;
 "sleeping" makes N = 4 passes over each page, "plain" the one of wake. "sliding" is attention over
-the last 8 tokens, "full" attention that reads the whole stream as one window. Sets of facts in the
-test are never seen in training.
+the last 8 tokens, "full" attention that reads the whole stream as one window. From as many tokens
+as the others "full" learns next to nothing; "full_longer" reads four times as many. Sets of facts
+in the test are never seen in training.
 
     python -m launch.train --config=experiments/long_horizon.py --workdir=runs/long_horizon/sleeping
     python -m launch.train --config=experiments/long_horizon.py:plain \
@@ -25,7 +26,9 @@ MODELS = {
     "plain": (dict(pattern="AG", passes=1), {}),
     "sliding": (dict(pattern="AA", passes=1, eviction="sliding"), {}),
     "full": (dict(pattern="AA", passes=1), dict(window=_WHOLE)),
+    "full_longer": (dict(pattern="AA", passes=1), dict(window=_WHOLE)),
 }
+STEPS = 1500
 
 
 def get_config(model: str = "sleeping"):
@@ -43,11 +46,11 @@ def get_config(model: str = "sleeping"):
             **of_model,
         ),
         training=dict(
-            steps=1500,
+            steps=STEPS * (4 if model == "full_longer" else 1),
             batch_size=64,
             muon_learning_rate=0.01,
             muon_weight_decay=0.01,
-            adam_learning_rate=0.003,
+            adam_learning_rate=0.01,
             adam_b2=0.98,
             warmup_steps=50,
             decay_fraction=0.4,

@@ -4,6 +4,7 @@ Asks runs of experiments/long_horizon.py for facts that lie further and further 
 DIR/report.md, a figure and results.json. Runs of the same model are averaged over their seeds.
 """
 
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,9 @@ _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; may be given several times.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for report.md and its figure.", required=True)
-_DISTANCES = flags.DEFINE_list("distances", "1,2,4,8,16,32,64,128,256,512,1024,4096", "In pages.")
+_DISTANCES = flags.DEFINE_list(
+    "distances", "1,2,4,8,16,32,64,128,256,512,1024,4096,16384", "In pages."
+)
 _FARTHEST_OF_ALL = flags.DEFINE_integer(
     "farthest_of_all", 512, "Distance beyond which models that keep everything are not asked."
 )
@@ -34,8 +37,9 @@ _HEAD = """# How long facts are remembered
 
 Written by `make results-long-horizon`. Four facts, "key value", stand on pages of 8 tokens; then
 come pages of distractors, and last four questions. Models of two blocks of width 64 learned from
-the same {tokens} tokens, where facts lay up to {trained} pages back; test sets of facts are never
-seen in training. What stands in *italics* lies further back than any of them was trained on.
+the same {tokens} tokens, or as many times more as their name says, where facts lay up to {trained}
+pages back; test sets of facts are never seen in training. What stands in *italics* lies further
+back than any of them was trained on.
 
 The hybrids ("AG") and the sliding window ("AA") read a page at a time, and the hybrids sleep behind
 each: the distance is the number of sleeps since. "Whole cache" ("AA") reads the same stream as one
@@ -55,6 +59,7 @@ _LINES = (
     dict(color="0.4", linestyle="--", marker="s"),
     dict(color="0.0", linestyle=":", marker="^", markerfacecolor="white"),
     dict(color="0.6", linestyle="-.", marker="D"),
+    dict(color="0.6", linestyle="-", marker="x"),
 )
 
 
@@ -67,21 +72,22 @@ def main(_):
     workdirs = list(map(pathlib.Path, _WORKDIR.value))
     configs = [load_config(workdir) for workdir in workdirs]
     tasks = [_facts(config) for config in configs]
+    fewest = min(map(_tokens, configs, tasks))
     runs: _Runs = {}
     for workdir, config, task in zip(workdirs, configs, tasks, strict=True):
         distances = _distances(task)
-        print(f"{workdir}: {_name(config, task)}, {len(distances)} distances", flush=True)
+        name = _name(config, task) + _more(_tokens(config, task) / fewest)
+        print(f"{workdir}: {name}, {len(distances)} distances", flush=True)
         params, _ = load_params(workdir, None)
         results = forgetting(params, config, distances)
         asked = {d: vars(result) for d, result in zip(distances, results, strict=True)}
-        runs.setdefault(_name(config, task), []).append(asked)
-    training, task = configs[0].training, tasks[0]
+        runs.setdefault(name, []).append(asked)
+    task = tasks[0]
     trained = max(task.depths[-1] for task in tasks)
     record = {"trained": trained, "machine": describe_machine(), "runs": runs}
     storage.write_json(out / "results.json", record)
     _draw(runs, trained).savefig(out / "forgetting.png", dpi=130, metadata={"Software": None})
-    tokens = training.steps * training.batch_size * task.tokens
-    storage.write_atomic(out / "report.md", _page(runs, task, trained, tokens))
+    storage.write_atomic(out / "report.md", _page(runs, task, trained, fewest))
     print(_table(runs, task, trained))
 
 
@@ -97,6 +103,15 @@ def _name(config: ExperimentConfig, task: FactsConfig) -> str:
     if "G" not in config.model.pattern:
         return f"{config.model.eviction} window"
     return f"hybrid, N = {config.model.passes}"
+
+
+def _tokens(config: ExperimentConfig, task: FactsConfig) -> int:
+    """That a run has learned from."""
+    return config.training.steps * config.training.batch_size * task.tokens
+
+
+def _more(times: float) -> str:
+    return "" if times == 1 else f", {times:g} x the tokens"
 
 
 def _keeps_all(task: FactsConfig) -> bool:
@@ -153,7 +168,7 @@ def _draw(runs: _Runs, trained: int) -> Figure:
     with mpl.rc_context({"font.size": 9, "legend.frameon": False}):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes: Any = figure.subplots()
-        for (name, seeds), style in zip(runs.items(), _LINES, strict=False):
+        for (name, seeds), style in zip(runs.items(), itertools.cycle(_LINES)):
             distances = list(seeds[0])
             means = [sum(s[d]["accuracy"] for s in seeds) / len(seeds) for d in distances]
             axes.plot(distances, means, label=name, **style)
