@@ -72,7 +72,8 @@ HORIZON_RUNS = $(foreach s,$(SEEDS),$(foreach m,sleeping full_longer plain slidi
 
 results-long-horizon: $(VENV)/.installed  ## Who remembers how long (forty minutes).
 	@$(MAKE) --no-print-directory -j2 $(HORIZON_RUNS)
-	@$(BIN)/python -m launch.long_horizon $(HORIZON_RUNS:%=--workdir=%) --out=$(HORIZON)
+	@$(BIN)/python -m launch.long_horizon $(HORIZON_RUNS:%=--workdir=%) --out=$(HORIZON) \
+	  --costs=experiments/results/benchmarks/horizon.json
 
 .PHONY: $(HORIZON_RUNS)
 $(HORIZON_RUNS): $(RESULTS)/long_horizon/%: $(VENV)/.installed

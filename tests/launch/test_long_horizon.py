@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -52,12 +53,16 @@ def page(tmp_path_factory):
         claim_workdir(config, folder / name)
         with jax.numpy_dtype_promotion("standard"):
             Checkpoints(folder / name).save(newborn.init(config, None)(), wait=True)
-    command = [sys.executable, "-m", "launch.long_horizon", f"--out={folder / 'page'}"]
-    command += [f"--workdir={folder / name}" for name in runs]
-    command += ["--distances=2,5,9", "--farthest_of_all=5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    workdirs = {folder / name: config for name, config in runs.items()}
+    done = run(folder / "page", workdirs, "--distances=2,5,9", "--farthest_of_all=5")
     assert done.returncode == 0, done.stderr
-    return folder / "page", {folder / name: config for name, config in runs.items()}
+    return folder / "page", workdirs
+
+
+def run(out, workdirs, *arguments):
+    command = [sys.executable, "-m", "launch.long_horizon", f"--out={out}", *arguments]
+    command += [f"--workdir={workdir}" for workdir in workdirs]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_a_line_is_the_mean_over_seeds_and_marks_what_was_never_trained(page):
@@ -85,3 +90,36 @@ def test_the_figures_stand_in_a_file(page):
     assert {name: len(seeds) for name, seeds in record["runs"].items()} == {
         "hybrid, N = 1": 2, "whole cache, 2 x the tokens": 1,
     }  # fmt: skip
+
+
+def test_what_was_measured_is_not_measured_twice_and_costs_stand_beside_it(page, tmp_path):
+    _, runs = page
+    (workdir, *_) = runs
+    file = workdir / "forgetting.json"
+    stored = json.loads(file.read_text())
+    stored["results"]["5"]["accuracy"] = 0.123
+    file.write_text(json.dumps(stored))
+    costs = ROOT / "experiments/results/benchmarks/horizon.json"
+    done = run(tmp_path / "again", [workdir], "--distances=5,3", f"--costs={costs}")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"\d+ pages back$", done.stdout, re.M) == ["3 pages back"]
+    text = (tmp_path / "again" / "report.md").read_text()
+    assert "*0.123*" in text and "## What a token costs" in text
+    p50 = json.loads(costs.read_text())["rows"][-1]["ms p50"]
+    assert f"| {p50:.3g} |" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--distances=2,x", "--distances must be whole numbers of 1 or more"),
+        ("--distances=0", "got 0"),
+        ("--costs=nowhere.json", "nowhere.json does not exist"),
+        ("--costs=experiments/results/benchmarks/wake.json", "is of 'wake'"),
+    ],
+)
+def test_bad_flags_are_answered_in_a_line(page, tmp_path, argument, message):
+    _, runs = page
+    done = run(tmp_path / "page", runs, argument)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert not (tmp_path / "page").exists()
