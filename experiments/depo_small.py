@@ -32,6 +32,7 @@ def get_config():
         ),
         training=dict(
             steps=2000,
+            checkpoint_every=500,  # 15 to 45 seconds; a save costs as much as two to six steps
             batch_size=64,
             muon_learning_rate=0.01,
             muon_weight_decay=0.01,
