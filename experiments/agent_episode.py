@@ -118,9 +118,12 @@ def doubling(params) -> Callable[[sleepnet.Session, int], sleepnet.Session]:
 
     def make_room(session, more):
         config = session.config
-        if session.position + more <= config.window:
+        window = config.window
+        while session.position + more > window:
+            window *= 2
+        if window == config.window:
             return session
-        roomier = dataclasses.replace(config, window=2 * config.window)
+        roomier = dataclasses.replace(config, window=window)
         again = sleepnet.Session(params, config=roomier, tokenizer="bytes")
         again.feed(np.array(session.tokens, np.int32))
         return again

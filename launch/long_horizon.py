@@ -16,7 +16,7 @@ from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
 from sleepnet.evaluation import long_horizon
 from sleepnet.evaluation.forgetting import forgetting
 from sleepnet.evaluation.machine import describe_machine
-from sleepnet.training.workdir import load_config, load_params
+from sleepnet.training.workdir import differences, load_config, load_params
 
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; may be given several times.", required=True
@@ -42,11 +42,15 @@ def main(_):
     distances, costs = _distances(), _costs()
     configs = [load_config(workdir) for workdir in workdirs]
     tasks = [_facts(config) for config in configs]
-    storage.prepare_folder(out)
     fewest = min(map(_tokens, configs, tasks))
+    names = [
+        _name(config, task) + _more(_tokens(config, task) / fewest)
+        for config, task in zip(configs, tasks, strict=True)
+    ]
+    _check_comparable(workdirs, configs, names)
+    storage.prepare_folder(out)
     runs: dict[str, list] = {}
-    for workdir, config, task in zip(workdirs, configs, tasks, strict=True):
-        name = _name(config, task) + _more(_tokens(config, task) / fewest)
+    for workdir, config, task, name in zip(workdirs, configs, tasks, names, strict=True):
         print(f"{workdir}: {name}", flush=True)
         farthest = _FARTHEST_OF_ALL.value if _keeps_all(task) else max(distances)
         some = [distance for distance in distances if distance <= farthest]
@@ -85,11 +89,25 @@ def _facts(config: ExperimentConfig) -> FactsConfig:
 
 
 def _name(config: ExperimentConfig, task: FactsConfig) -> str:
-    if _keeps_all(task):
-        return "whole cache"
-    if "G" not in config.model.pattern:
-        return f"{config.model.eviction} window"
-    return f"hybrid, N = {config.model.passes}"
+    if "G" in config.model.pattern:
+        return f"hybrid, N = {config.model.passes}"
+    return "whole cache" if _keeps_all(task) else f"{config.model.eviction} window"
+
+
+def _check_comparable(workdirs, configs: list[ExperimentConfig], names: list[str]):
+    """All were told the same facts, and runs of one name differ in their seeds alone."""
+    for i, name in enumerate(names):
+        _check_same(workdirs, configs, 0, i, but=("task.window", "model.", "training."))
+        _check_same(workdirs, configs, names.index(name), i, but=("training.seed",))
+
+
+def _check_same(workdirs, configs, i: int, j: int, *, but: tuple[str, ...]):
+    for field, one, other in differences(configs[i].to_dict(), configs[j].to_dict()):
+        if not field.startswith(but):
+            raise ConfigError(
+                f"{workdirs[i]} and {workdirs[j]} cannot stand on one page: {field} is {one!r} "
+                f"and {other!r}"
+            )
 
 
 def _tokens(config: ExperimentConfig, task: FactsConfig) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import time
 from collections.abc import Callable
 from typing import ClassVar
@@ -147,6 +148,7 @@ def _check_count(policy, name: str):
 
 def _check_above_zero(policy, name: str):
     value = getattr(policy, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:
         raise ConfigError(f"{name} must be a number above 0; got {value!r}")
+    object.__setattr__(policy, name, float(value))

@@ -70,11 +70,11 @@ def test_attention_over_the_day_keeps_all_of_it_when_its_cache_doubles():
     params = sleepnet.init_params(small, jax.random.key(0))
     session = sleepnet.Session(params, config=small, tokenizer="bytes")
     make_room, text = doubling(params), "sixteen letters."
-    for _ in range(3):
-        session = make_room(session, len(text))
-        session.feed(text)
-    assert (session.config.window, session.position, session.sleeps) == (64, 48, 0)
-    roomy = dataclasses.replace(small, window=64)
+    for times in (1, 1, 6):  # the last is more than doubling once has room for
+        session = make_room(session, times * len(text))
+        session.feed(times * text)
+    assert (session.config.window, session.position, session.sleeps) == (128, 128, 0)
+    roomy = dataclasses.replace(small, window=128)
     expected = sleepnet.Session(params, config=roomy, tokenizer="bytes")
-    expected.feed(3 * text)
+    expected.feed(8 * text)
     np.testing.assert_allclose(session.logits, expected.logits, rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 import sleepnet
@@ -34,10 +35,17 @@ def test_every_fact_lies_as_far_back_as_it_says(config):
         asked = at_distance(config, distance, tokens=1 << 20)
         task = tasks.make(asked.task)
         example = task.example("test", 0)
+        stream = np.concatenate([
+            row[:length] for row, length in zip(example.tokens_WL, example.length_W, strict=True)
+        ])  # fmt: skip
+        assert len(stream) == 4 * (distance + 1)
+        keys = np.flatnonzero(stream[: 4 * distance] < TASK.keys)
+        told = dict(zip(stream[keys].tolist(), stream[keys + 1].tolist(), strict=True))
+        assert len(told) == TASK.facts and keys.max() < 4  # all on the first page
+        asked = stream[-4::2].tolist()
+        assert example.targets_WL[example.mask_WL].tolist() == [told[key] for key in asked]
         assert set(example.depth_WL[example.mask_WL]) == {distance}
-        slept = sum(passes > 0 for passes in task.window_passes(2)) - 1
-        assert slept == (distance if config is CONFIG else 0)
-        assert example.length_W.sum() == 4 * (distance + 1)
+        assert len(example.length_W) - 1 == (distance if config is CONFIG else 0)  # sleeps
 
 
 def test_who_never_learned_guesses_at_any_distance():

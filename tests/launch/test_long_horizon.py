@@ -110,6 +110,22 @@ def test_what_was_measured_is_not_measured_twice_and_costs_stand_beside_it(page,
 
 
 @pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"task": dataclasses.replace(TASK, keys=3)}, "task.keys is 4 and 3"),
+        ({"model": dataclasses.replace(MODEL, d_model=16)}, "model.d_model is 8 and 16"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(page, tmp_path, changes, field):
+    """Other facts; or, under the same name, another model."""
+    _, runs = page
+    claim_workdir(dataclasses.replace(PLAIN, **changes), tmp_path / "other")
+    done = run(tmp_path / "page", [*runs, tmp_path / "other"])
+    assert done.returncode == 2 and field in done.stderr
+    assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("--distances=2,x", "--distances must be whole numbers of 1 or more"),
