@@ -23,14 +23,15 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import sleepnet
+from launch import cli
 from sleepnet.evaluation.markdown import table
 from sleepnet.training.workdir import load_config, load_params
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was trained on bytes.")
-_STEPS = flags.DEFINE_integer("steps", 1000, "Of the episode.", lower_bound=200)
+_STEPS = flags.DEFINE_integer("steps", 1000, "Of the episode, 200 or more.", 200)
 _ATTENTION = flags.DEFINE_bool("attention", False, "Run attention over the whole day, too.")
 
 CONFIG = sleepnet.ModelConfig(
@@ -175,4 +176,4 @@ def _report(name: str, day: list[tuple[float, float, int]]):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -7,11 +7,11 @@ Which modules are held out, one in ten, is a function of their names; the text i
 Python that runs it.
 """
 
+import argparse
 import ast
 import json
 import pathlib
 import platform
-import sys
 import sysconfig
 from collections.abc import Iterator
 
@@ -56,6 +56,6 @@ def _docstrings(module: ast.Module) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m experiments.stdlib_corpus FOLDER")
-    main(pathlib.Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path, help="for train.jsonl and test.jsonl")
+    main(parser.parse_args().folder)

@@ -1,6 +1,7 @@
 """What every program shares: the config flag, and errors as one clear line."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import re
@@ -25,11 +26,15 @@ flags.disclaim_key_flags()  # --config belongs to the program, whose --help show
 USER_ERRORS = (ConfigError, StorageError)
 
 
-def run(main: Callable[[list[str]], int | None]):
-    """`app.run`, with bad flags and expected errors answered in a line, and exit code 2."""
+def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
+    """`app.run`, with bad flags and expected errors answered in a line, and exit code 2.
+
+    Args:
+      takes_words: whether words that are no flags mean something.
+    """
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every file it opens
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=functools.partial(_parse, takes_words=takes_words))
     except USER_ERRORS as error:
         sys.exit(complain(error))
 
@@ -122,11 +127,17 @@ def _with_model(sections: dict, vocab_size: int) -> dict:
     return sections | {"model": model}
 
 
-def _parse(argv):
+def _parse(argv, takes_words: bool):
     """absl's parser; what it or a config file raises becomes a ConfigError."""
     _check_config_path(argv)
     try:
-        return flags.FLAGS(argv)
+        program, *words = flags.FLAGS(argv)
+        if words and not takes_words:
+            raise ConfigError(
+                f"{words[0]!r} is no flag: flags begin with --, and what belongs to one stands in "
+                f"quotes, as in --prompt='two words'"
+            )
+        return [program, *words]
     except SystemExit:  # of --help, which has done what was asked; absl calls it a failure
         sys.exit(0)
     except flags.Error as error:

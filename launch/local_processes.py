@@ -118,4 +118,4 @@ def _relay(process_id, stream):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, takes_words=True)

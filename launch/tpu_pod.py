@@ -20,9 +20,9 @@ from absl import flags
 
 from launch import cli
 from launch.chips import RUNTIMES, parse_accelerator
-from launch.pods import commands, gcloud
-from launch.pods.commands import TIERS, Pod
-from launch.pods.life import Life, plan
+from launch.cloud import commands, gcloud
+from launch.cloud.commands import TIERS, Pod
+from launch.cloud.life import Life, plan
 from sleepnet.config import ConfigError
 
 _NAME = flags.DEFINE_string("name", None, "Of the request and its machines.", required=True)
@@ -145,4 +145,4 @@ def _judge(pod: Pod) -> bool:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, takes_words=True)

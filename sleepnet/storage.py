@@ -30,7 +30,9 @@ def write_atomic(path: pathlib.Path, content: str | bytes):
     Raises:
       StorageError: it cannot be written; what was there stays.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).resolve()  # through links, which stay
+    if path.exists() and not path.is_file():
+        raise StorageError(f"cannot write {path}: it is no regular file")
     data = content.encode() if isinstance(content, str) else content
     try:
         _replace(path, data)

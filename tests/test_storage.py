@@ -1,6 +1,8 @@
 """A digest tells any change of an array, and nothing else: not where or how it is held. And a
 disk that takes nothing is named, and loses nothing."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -136,6 +138,19 @@ def test_on_a_full_disk_the_file_is_named_and_keeps_what_it_had(tmp_path):
         storage.write_json(path, {"lost": 2})
     assert storage.read_json(path) == {"kept": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_only_regular_files_are_replaced_and_links_stay(tmp_path):
+    file, link, pipe = (tmp_path / name for name in ("file", "link", "pipe"))
+    file.write_text("old")
+    link.symlink_to(file)
+    storage.write_atomic(link, "new")
+    assert link.is_symlink() and file.read_text() == "new"
+    os.mkfifo(pipe)
+    for what in (pipe, tmp_path):
+        with pytest.raises(storage.StorageError, match="is no regular file"):
+            storage.write_atomic(what, "new")
+    assert pipe.is_fifo()
 
 
 def test_a_folder_on_a_full_disk_is_told_before_it_is_used(tmp_path):

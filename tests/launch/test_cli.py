@@ -3,6 +3,7 @@ named in one line."""
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAMS = [path for path in sorted((ROOT / "launch").glob("*.py"))
-            if "cli.run(main)" in path.read_text()]  # fmt: skip
+            if "cli.run(main" in path.read_text()]  # fmt: skip
 
 
 def run(program, *arguments):
@@ -25,6 +26,24 @@ def test_help_shows_each_line_as_it_is_written(path):
     """A backslash at the end of a line of a shell is kept: Python would join it with the next."""
     [about, *_] = ast.parse(path.read_text()).body
     assert about.value.value.count("\n") == about.end_lineno - about.lineno
+
+
+def test_words_that_no_flag_takes_are_refused():
+    """Such as the rest of a prompt without quotes."""
+    done = run("evaluate", "--workdir=x", "two", "words")
+    assert done.returncode == 2 and done.stderr.startswith("error: 'two' is no flag")
+
+
+def test_every_program_that_is_told_of_can_be_started():
+    """No package hides it."""
+    code = (path for room in ("launch", "experiments") for path in (ROOT / room).rglob("*.py"))
+    told = set()
+    for path in (*ROOT.glob("*.md"), ROOT / "Makefile", *code):
+        told.update(re.findall(r"python -m ((?:launch|experiments)\.\w+)", path.read_text()))
+    assert len(told) > 12
+    for module in told:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() and not path.exists(), module
 
 
 def test_help_is_no_failure():

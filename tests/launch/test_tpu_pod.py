@@ -17,10 +17,10 @@ import time
 import pytest
 
 from launch.chips import RUNTIMES, parse_accelerator, parse_topology
-from launch.pods import gcloud
-from launch.pods.commands import Pod
-from launch.pods.gcloud import PodError
-from launch.pods.life import Life, cause, plan
+from launch.cloud import gcloud
+from launch.cloud.commands import Pod
+from launch.cloud.gcloud import PodError
+from launch.cloud.life import Life, cause, plan
 from sleepnet.config import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -6,9 +6,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from launch.pods import commands, gcloud
-from launch.pods.commands import Pod
-from launch.pods.gcloud import PodError
+from launch.cloud import commands, gcloud
+from launch.cloud.commands import Pod
+from launch.cloud.gcloud import PodError
 
 ON_ITS_WAY = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 LEAVING = ("SUSPENDING", "DELETING")
