@@ -46,8 +46,14 @@ def main(_):
         )
         bad += [finding.check] if finding.status == WRONG else []
     if not _JSON.value:
-        print(f"\nwrong: {', '.join(bad)}" if bad else "\nall is well")
+        print(f"\nwrong: {', '.join(bad)}" if bad else f"\n{_well()}")
     return 1 if bad else 0
+
+
+def _well() -> str:
+    if _CONFIG.value:
+        return "all is well"
+    return "the machine is well; --config=experiments/NAME.py and --workdir=... look at a launch"
 
 
 def _line(finding: Finding) -> str:

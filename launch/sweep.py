@@ -48,8 +48,8 @@ def main(_):
         _SEED.value,
     )
     folder = pathlib.Path(_WORKDIR.value)
-    print(_cost(runs), flush=True)
     if _DRY_RUN.value:
+        print(_cost(runs))
         for run in runs:
             print(" ".join(["python", *_train(run, folder / run.name)[1:]]))
         return 0
@@ -62,6 +62,7 @@ def _work(runs, folder: pathlib.Path) -> int:
 
     if left := [run for run in runs if not book.is_done(run, folder / run.name)]:
         space.check_meshes(left, _num_devices())
+    print(_cost(runs), flush=True)
     storage.prepare_folder(folder)
     stop = _Stop()
     crew = Crew(

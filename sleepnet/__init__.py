@@ -8,7 +8,7 @@ from sleepnet import parallel
 from sleepnet.cache import init_state
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.decode import Decoder
-from sleepnet.engine import Engine
+from sleepnet.engine import Drawn, Ended, Engine, EngineFull, Limits
 from sleepnet.model import init_params
 from sleepnet.nap import Nap, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.rollout import Rollout, rollout
@@ -24,8 +24,12 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "Decoder",
+    "Drawn",
+    "Ended",
     "Engine",
+    "EngineFull",
     "FixedPasses",
+    "Limits",
     "ModelConfig",
     "Nap",
     "Rollout",

@@ -480,7 +480,8 @@ class TrainingConfig:
             )
         if self.warmup_steps >= self.steps:
             raise ConfigError(
-                f"warmup_steps must be below steps={self.steps}; got {self.warmup_steps}"
+                f"warmup_steps must be below steps={self.steps}; got {self.warmup_steps}; the "
+                f"nearest is {self.steps - 1}"
             )
 
 
