@@ -325,6 +325,44 @@ def test_lists_of_tokens_are_tokens():
     assert_identical(logits, wake(HARD, newborn(HARD), TOKENS)[0])
 
 
+def aligned(x: np.ndarray) -> np.ndarray:
+    """A copy that lies as a device could take it without a copy of its own."""
+    room = np.zeros(x.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    placed = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    placed[...] = x
+    return placed
+
+
+@pytest.mark.parametrize("call", ["wake", "lengths", "ingest", "decode", "sleep"])
+def test_the_callers_arrays_may_be_written_to_as_soon_as_a_call_returns(call):
+    """What is computed later is of what they held at the call."""
+    config = dataclasses.replace(TINY, d_model=64, window=64)  # long enough to be overtaken
+    mind = params(config), newborn(config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (B, 64)).astype(np.int32)
+    awake = sleepnet.wake(*mind, tokens, config=config)[1]
+    calls = {
+        "wake": (tokens, lambda x: sleepnet.wake(*mind, x, config=config)),
+        "lengths": (
+            np.array([64, 9, 30], np.int32),
+            lambda x: sleepnet.wake(*mind, tokens, length_B=x, config=config),
+        ),
+        "ingest": (tokens, lambda x: sleepnet.sleep_from_tokens(*mind, x, config=config)),
+        "decode": (tokens[:, 0], lambda x: sleepnet.Decoder(*mind, config=config).wake(x)),
+        "sleep": (
+            np.array([True, False, True]),
+            lambda x: sleepnet.sleep(mind[0], awake, rows_B=x, config=config),
+        ),
+    }
+    given, result_of = calls[call]
+    expected = jax.tree.map(np.array, result_of(given.copy()))
+    for _ in range(20):
+        lent = aligned(given)
+        result = result_of(lent)
+        lent[...] = 1
+        assert_identical(result, expected)
+
+
 def test_shapes_are_checked_under_a_transformation_too():
     """Where values are traced, a call of the wrong size still raises."""
     with pytest.raises(ValueError, match="got 7"):
