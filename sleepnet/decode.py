@@ -22,7 +22,7 @@ from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.sleep import sleep
 from sleepnet.types import Array, WakeState, WindowCache
-from sleepnet.wake import check_tokens, wake
+from sleepnet.wake import check_tokens, unshared, wake
 
 # Several tokens are read in pieces of these sizes, padded: few programs to compile, and of what
 # they compute at least a quarter is used.
@@ -198,7 +198,8 @@ class Decoder:
             tokens_BL = np.array(tokens_BL, np.int32)
         elif not length_B.any():
             tokens_BL = np.zeros((len(length_B), self._config.window), np.int32)
-        return _Minds(*halves(unstack_state(state)), tokens_BL, length_B, logits_BY)
+        apart = unstack_state(jax.tree.map(unshared, state))
+        return _Minds(*halves(apart), tokens_BL, length_B, logits_BY)
 
     def _whole(self) -> _Minds:
         """What it knows, after a look whether an interrupt has taken the windows."""

@@ -152,11 +152,13 @@ class Session:
 
         Raises:
           ConfigError: a tokenizer that cannot be.
-          ValueError: a mind or parameters of another config.
+          ValueError: a mind or parameters of another config, a mind whose parts are not of one
+            moment, or a tokenizer with which it was not read.
         """
         _check_params(params, config)
-        cache.check_state(config, mind.state)
-        return cls._of(_Params(params), mind, config, tokenizer)
+        known = None if tokenizer is None else _as_tokenizer(tokenizer)
+        mind.check(config, tokenizer=known.identity if known else None)
+        return cls._of(_Params(params), mind, config, known)
 
     @classmethod
     def _of(cls, params: "_Params", mind: Mind, config: ModelConfig, tokenizer) -> "Session":
@@ -357,7 +359,7 @@ class Session:
         self._read_with = mind.tokenizer
         self._inside: dict[str, object] = {}
         logits_BY, opening_BY = (
-            None if logits_Y is None else jnp.asarray(logits_Y)[None]
+            None if logits_Y is None else jnp.array(logits_Y, jnp.float32)[None]
             for logits_Y in (mind.logits_Y, mind.opening_Y)
         )
         tokens_BL = np.zeros((1, config.window), np.int32)

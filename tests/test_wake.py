@@ -309,10 +309,14 @@ def test_where_no_one_looks_tokens_past_the_boundary_are_lost(config):
 
 
 def test_a_state_of_another_config_is_named():
-    """Its window, its width, or the blocks themselves."""
+    """Its window, its width, its dtype, or the blocks themselves."""
     for changes, message in (
         ({"window": 5}, r"features_BLD must have shape|keys must have shape"),
         ({"pattern": "G"}, r"made for another config: .* pattern '\[AGAG\]G'"),
+        (
+            {"compute_dtype": "bfloat16"},
+            r"must have shape .* and dtype float32; got .* and bfloat16",
+        ),
         ({"eviction": "sliding"}, r"made for another config: .* eviction 'hard'"),
     ):
         foreign = newborn(dataclasses.replace(HARD, **changes))
