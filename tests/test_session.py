@@ -467,6 +467,17 @@ def test_text_goes_in_and_comes_out(tmp_path):
     assert ids
 
 
+def test_text_goes_on_behind_an_id_that_has_none():
+    """Such as the end of a document, which belongs to the model alone."""
+    config = dataclasses.replace(CONFIG, vocab_size=257)
+    one = session(config, tokenizer="bytes")
+    one.feed([ord("a"), 256])
+    other = one.fork()
+    ids = list(other.generate(20, sampling=GREEDY, stop=[256]))
+    written = "".join(one.generate_text(20, sampling=GREEDY))
+    assert ids and written == bytes(ids).decode(errors="replace")
+
+
 def test_a_number_of_passes_is_a_policy():
     assert session(passes=np.int64(3)).policy == FixedPasses(3) == session().policy
 
