@@ -346,10 +346,10 @@ class Session:
         _, began, opening_BY, *_ = self._life
         whole = hasattr(position, "__index__") and not isinstance(position, bool)
         if not whole or not began <= position <= self.position:
-            near = f"; the nearest is {min(max(position, began), self.position)}" * whole
+            near = min(max(position, began), self.position) if whole else None
             raise ValueError(
                 f"position must lie in {began} (the last sleep)..{self.position} (now); got "
-                f"{position!r}{near}"
+                f"{position!r}" + ("" if near is None else f"; the nearest is {near}")
             )
         if position < self.position:
             self._decoder.rewind([position - began], opening_BY=opening_BY)

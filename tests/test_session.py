@@ -178,8 +178,9 @@ def test_only_the_present_window_can_be_rewound():
             match=rf"{L} \(the last sleep\)..{L + 4} \(now\); got {position}; .* {near}$",
         ):
             one.rewind(position)
-    with pytest.raises(ValueError, match=r"got 6.5"):
-        one.rewind(6.5)  # pyright: ignore[reportArgumentType]
+    for wrong in (6.5, "0", None, True):
+        with pytest.raises(ValueError, match=f"position must lie in .*; got {wrong!r}$"):
+            one.rewind(wrong)  # pyright: ignore[reportArgumentType]
     assert_identical(everything(one), before)
     newborn = session()
     newborn.feed([1, 2, 3])
