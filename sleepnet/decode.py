@@ -100,12 +100,12 @@ class Decoder:
     @property
     def length_B(self) -> np.ndarray:
         """How many tokens each row has read since its last sleep."""
-        return self._now.length_B
+        return self._now.length_B.copy()
 
     @property
     def room_B(self) -> np.ndarray:
         """How many tokens each row may still read before it must sleep."""
-        return self._config.window - self.length_B
+        return self._config.window - self._now.length_B
 
     @property
     def tokens_BL(self) -> np.ndarray | None:
@@ -158,7 +158,7 @@ class Decoder:
           float32 logits that predict the token after each.
 
         Raises:
-          ValueError: as `sleepnet.wake`; the state is as before.
+          ValueError: as `sleepnet.wake`, or too many tokens; the state is as before.
         """
         given, self._now = self._reading(self._whole(), tokens_BT, length_B, logits)
         return given
@@ -170,9 +170,14 @@ class Decoder:
           opening_BY: what was expected when the windows were empty, for `logits_BY` if they are.
 
         Raises:
-          ValueError: windows whose tokens are not known; the state is as before.
+          ValueError: lengths that are not those of a part of each window, or windows whose tokens
+            are not known; the state is as before.
         """
-        self._now = self._reread(np.asarray(length_B, np.int32), opening_BY)
+        length_B, filled_B = np.array(length_B, np.int32), self._now.length_B
+        fits = length_B.shape == filled_B.shape and (0 <= length_B) & (length_B <= filled_B)
+        if not np.all(fits):
+            raise ValueError(f"length_B must lie in 0..{filled_B}; got {length_B}")
+        self._now = self._reread(length_B, opening_BY)
 
     def fork(self) -> "Decoder":
         """Another decoder of the same minds, with a state of its own and the same parameters."""
@@ -194,10 +199,13 @@ class Decoder:
     def _minds(self, state: WakeState, tokens_BL=None, logits_BY=None) -> _Minds:
         cache.check_state(self._config, state)
         length_B = np.array(state.window.length_B)
+        windows = (len(length_B), self._config.window)
         if tokens_BL is not None:
             tokens_BL = np.array(tokens_BL, np.int32)
+            if tokens_BL.shape != windows:
+                raise ValueError(f"tokens_BL must have shape {windows}; got {tokens_BL.shape}")
         elif not length_B.any():
-            tokens_BL = np.zeros((len(length_B), self._config.window), np.int32)
+            tokens_BL = np.zeros(windows, np.int32)
         apart = unstack_state(jax.tree.map(unshared, state))
         return _Minds(*halves(apart), tokens_BL, length_B, logits_BY)
 
@@ -228,12 +236,15 @@ class Decoder:
         tokens_BT, length_B = check_tokens(
             self._config, minds.length_B, np.asarray(tokens_BT), length_B
         )
+        longest = longest_piece(self._config)
+        if tokens_BT.shape[1] > longest:
+            raise ValueError(f"a piece has at most {longest} tokens; got {tokens_BT.shape[1]}")
         if minds.tokens_BL is not None:
             _note(minds.tokens_BL, minds.length_B, tokens_BT, length_B)
-        T = tokens_BT.shape[1]
-        padding = ((0, 0), (0, piece_size(self._config, T) - T))
+        padding = piece_size(self._config, tokens_BT.shape[1]) - tokens_BT.shape[1]
+        tokens_BT = np.pad(tokens_BT, ((0, 0), (0, padding)))
         given, logits_BY, window = read(
-            self._params.stacked, minds.past, minds.window, np.pad(tokens_BT, padding), length_B,
+            self._params.stacked, minds.past, minds.window, tokens_BT, length_B,
             config=self._config, logits=logits,
         )  # fmt: skip
         length_B = minds.length_B + length_B

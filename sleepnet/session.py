@@ -42,8 +42,8 @@ def _alone(
 ) -> Callable[Concatenate["Session", P], R]:
     """Refuses a call that meets another of the same session.
 
-    Python hears Ctrl-C behind calls, and between calls only where a loop begins anew: what takes
-    the session is one call, behind `try`, and what gives it back is one, too.
+    Python hears Ctrl-C where a call begins or ends. So that a session is always given back, it is
+    taken by one call within `try`, and given back by one call that no other precedes.
     """
 
     @functools.wraps(method)

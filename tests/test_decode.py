@@ -105,6 +105,30 @@ def test_an_interrupt_within_a_token_costs_nothing(config, monkeypatch):
     assert_agree(unknown.state, state)
 
 
+def test_pieces_and_points_to_rewind_to_that_do_not_fit_are_refused():
+    """And nothing changes; what fits is `wake`, and not having read."""
+    config = dataclasses.replace(TINY, window=600)  # longer than a piece
+    decoder = sleepnet.Decoder(params(config), newborn(config), config=config)
+    with pytest.raises(ValueError, match="a piece has at most 512 tokens; got 513"):
+        decoder.read(np.zeros((B, 513), np.int32))
+    for wrong in ([3, 0, 0], [-1, 0, 0], [1, 2]):
+        with pytest.raises(ValueError, match=r"length_B must lie in 0..\[0 0 0\]; got"):
+            decoder.rewind(wrong)
+    with pytest.raises(ValueError, match=r"tokens_BL must have shape \(3, 600\); got \(3, 6\)"):
+        decoder.with_state(newborn(config), tokens_BL=stream()[:, 0])
+    tokens = stream()[:, 0]
+    lengths = np.array([5, 2, 6]), np.array([1, 2, 4])
+    states = [
+        sleepnet.wake(params(config), newborn(config), tokens, config=config, length_B=length_B)[1]
+        for length_B in lengths
+    ]
+    decoder.read(tokens, length_B=lengths[0])
+    assert_agree(decoder.state, states[0])
+    decoder.rewind(lengths[1])
+    assert_agree(decoder.state, states[1])
+    np.testing.assert_array_equal(decoder.length_B, lengths[1])
+
+
 def interrupted(call):
     def and_then_ctrl_c(*arguments, **options):
         call(*arguments, **options)
