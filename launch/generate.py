@@ -6,7 +6,8 @@ r"""Writes with a trained model: python -m launch.generate --workdir=runs/text -
 
 The prompt comes from --prompt, --prompt_file or standard input. What is written goes to standard
 output; to standard error a line that tells tokens, sleeps, milliseconds per token and the bytes of
-the mind. It ends at --max_tokens, at the end of a document, or with Ctrl-C, and then saves.
+the mind. It ends at --max_tokens, at the end of a document, with Ctrl-C, or when no one reads it
+any more (`| head`), and then saves.
 
 A run on another task than text reads token ids, such as "3 1 4", and writes ids.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from launch import cli
-from launch.live_line import LiveLine
+from launch.live_line import LiveLine, tell
 from sleepnet.config import ConfigError, ExperimentConfig, TextConfig
 from sleepnet.session import Session, SessionError
 from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
@@ -73,7 +74,7 @@ def main(_):
 
 
 def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
-    """Reads the prompt and writes; the signal that stopped it."""
+    """Reads the prompt and writes; the signal that stopped it, or would have."""
     stop, progress = _Stop(), _Progress(session)
     try:
         for start in range(0, len(ids), session.config.window):
@@ -82,7 +83,8 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
             if stop.signal:
                 return stop.signal
         for piece in _pieces(session, text):
-            print(piece, end="", flush=True)
+            if not tell(sys.stdout, piece):
+                return signal.SIGPIPE
             progress.show()
             if stop.signal:
                 return stop.signal
@@ -91,7 +93,7 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
     except ValueError as error:
         raise ConfigError(f"the prompt: {error}") from None
     finally:
-        print(flush=True)
+        tell(sys.stdout, "\n")
         progress.end()
     return None
 

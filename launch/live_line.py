@@ -1,10 +1,23 @@
 """A line at the foot of the terminal that tells how a program is doing, below what it writes."""
 
 import os
-import shutil
 from typing import TextIO
 
 _SAVE, _RESTORE, _CLEAR = "\x1b7", "\x1b8", "\x1b[K"
+
+
+def tell(stream: TextIO, text: str) -> bool:
+    """Writes at once; whether someone reads it. Where no one does any more, as behind `| head`, the
+    stream takes this and all that follows for nothing."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        return False
+    return True
 
 
 class LiveLine:
@@ -16,8 +29,10 @@ class LiveLine:
 
     def __init__(self, stream: TextIO):
         self._stream = stream
-        self._columns, self._rows = shutil.get_terminal_size()
-        self._live = stream.isatty() and self._rows > 2
+        self._columns, self._rows = (
+            os.get_terminal_size(stream.fileno()) if stream.isatty() else (0, 0)
+        )
+        self._live = self._rows > 2
         if self._live:  # the rows above scroll on their own
             self._write(f"\n\x1b[A{_SAVE}\x1b[1;{self._rows - 1}r{_RESTORE}")
 
@@ -33,5 +48,4 @@ class LiveLine:
         self._write(line + os.linesep)
 
     def _write(self, text: str):
-        self._stream.write(text)
-        self._stream.flush()
+        tell(self._stream, text)

@@ -46,11 +46,11 @@ def check_state(config: ModelConfig, state: WakeState):
         )
     pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True)
     for (path, wanted), leaf in pairs:
-        if wanted.shape != leaf.shape:
+        if (wanted.shape, wanted.dtype) != (leaf.shape, leaf.dtype):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(
-                f"the state was made for another config: {name} must have shape {wanted.shape}; "
-                f"got {leaf.shape}"
+                f"the state was made for another config: {name} must have shape {wanted.shape} and "
+                f"dtype {wanted.dtype}; got {leaf.shape} and {leaf.dtype}"
             )
 
 

@@ -1,14 +1,18 @@
 """Decoding token after token, in a state that is updated in place.
 
 `sleepnet.wake` leaves the caller's state alive, so each call writes a new one. A decoder owns
-its state and donates it, and keeps every layer in buffers of its own: neither parameters nor
-caches are copied to be read, and a token moves no more bytes than it must.
+its state and donates what a token changes of it, and keeps every layer in buffers of its own:
+neither parameters nor caches are copied to be read, and a token moves no more bytes than it must.
+
+An interrupt may fall between a donation and the result's being noted. So a decoder never donates
+what its windows began with, notes all of a token at once, and reads lost windows again.
 """
 
 import copy
 import dataclasses
 import functools
-from typing import Any
+import weakref
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +21,68 @@ import numpy as np
 from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.sleep import sleep
-from sleepnet.types import Array, WakeState
-from sleepnet.wake import check_tokens, wake
+from sleepnet.types import Array, WakeState, WindowCache
+from sleepnet.wake import check_tokens, unshared, wake
+
+# Several tokens are read in pieces of these sizes, padded: few programs to compile, and of what
+# they compute at least a quarter is used.
+_PIECES = (8, 32, 128, 512)
+
+
+class Past(NamedTuple):
+    """What wake only reads of a state."""
+
+    fast_weights: Any
+    carried: Any
+    kept_B: Any
+
+
+class Written(NamedTuple):
+    """What wake writes of a state."""
+
+    blocks: Any
+    features_BLD: Any
+    length_B: Any
+
+
+class _Minds(NamedTuple):
+    """All that a decoder knows at one moment, every layer in arrays of its own.
+
+    tokens_BL: NumPy, what the windows hold in their first `length_B` places; None where unknown.
+    length_B: NumPy.
+    logits_BY: behind the last token.
+    """
+
+    past: Past
+    window: Written
+    tokens_BL: np.ndarray | None
+    length_B: np.ndarray
+    logits_BY: Array | None
 
 
 class Decoder:
     """Minds that read one token per row and call, and sleep in between.
 
     Compiled once for all tokens; nothing that it holds grows. Holds a copy of the parameters to
-    wake with, and the caller's own to sleep with.
+    wake with, shared by all decoders of the same arrays, and the caller's own to sleep with.
+
+    After an error or an interrupt its minds are as before the call or behind it, to float32
+    rounding; `length_B` tells which.
 
     Args:
-      params: from `init_params`.
+      params: from `init_params`; must not change while decoders use them.
       state: one mind per row; the caller's stays alive.
       config: static.
+      tokens_BL: int, what the windows of `state` hold; needed only where they are not empty, and
+        an interrupt is to cost nothing.
+      logits_BY: what `state` expects, for `logits_BY` before the first token.
     """
 
-    def __init__(self, params, state: WakeState, *, config: ModelConfig):
-        self._config, self._stacked_params = config, params
-        self._params = unstack_params(params)
-        self.state = state
+    def __init__(
+        self, params, state: WakeState, *, config: ModelConfig, tokens_BL=None, logits_BY=None
+    ):
+        self._config, self._params = config, _shared(params)
+        self._now = self._minds(state, tokens_BL, logits_BY)
 
     @property
     def state(self) -> WakeState:
@@ -44,18 +90,33 @@ class Decoder:
 
         Minds that are set here take the place of those before; the caller's stay alive.
         """
-        return _stack_state(self._state)
+        now = self._whole()
+        return _stack_state(joined(now.past, now.window))
 
     @state.setter
     def state(self, state: WakeState):
-        cache.check_state(self._config, state)
-        length_B = np.array(state.window.length_B)  # waits; whoever interrupts it changes nothing
-        self._state, self._length_B = unstack_state(state), length_B
+        self._now = self._minds(state)
+
+    @property
+    def length_B(self) -> np.ndarray:
+        """How many tokens each row has read since its last sleep."""
+        return self._now.length_B.copy()
 
     @property
     def room_B(self) -> np.ndarray:
         """How many tokens each row may still read before it must sleep."""
-        return self._config.window - self._length_B
+        return self._config.window - self._now.length_B
+
+    @property
+    def tokens_BL(self) -> np.ndarray | None:
+        """A copy of what the windows hold, in their first `length_B` places; None if unknown."""
+        tokens_BL = self._now.tokens_BL
+        return None if tokens_BL is None else tokens_BL.copy()
+
+    @property
+    def logits_BY(self) -> Array | None:
+        """float32, behind the last token that was read; None before the first."""
+        return self._now.logits_BY
 
     def wake(self, tokens_B) -> Array:
         """Reads one token per row.
@@ -70,39 +131,214 @@ class Decoder:
           ValueError: tokens that are not one id of the vocabulary per row, or a row without room;
             the state is as before.
         """
-        tokens_B = np.asarray(tokens_B)
-        if tokens_B.shape != self._length_B.shape:
+        now, tokens_B = self._whole(), np.asarray(tokens_B)
+        if tokens_B.shape != now.length_B.shape:
             raise ValueError(
-                f"a call takes one token per row, of shape {self._length_B.shape}; "
+                f"a call takes one token per row, of shape {now.length_B.shape}; "
                 f"got {tokens_B.shape}"
             )
-        tokens_BT, _ = check_tokens(self._config, self._length_B, tokens_B[:, None])
-        logits_BY, self._state = step(self._params, self._state, tokens_BT, config=self._config)
-        self._length_B = self._length_B + 1
+        tokens_BT, one_B = check_tokens(self._config, now.length_B, tokens_B[:, None])
+        if now.tokens_BL is not None:
+            now.tokens_BL[np.arange(len(one_B)), now.length_B] = tokens_B
+        logits_BY, window = step(
+            self._params.apart, now.past, now.window, tokens_BT, config=self._config
+        )
+        self._now = now._replace(window=window, length_B=now.length_B + one_B, logits_BY=logits_BY)
         return logits_BY
+
+    def read(self, tokens_BT, *, length_B=None, logits: str = "last") -> Array:
+        """Reads up to `longest_piece` tokens per row, in one of a few programs.
+
+        Args:
+          tokens_BT: int token ids, below `config.vocab_size`.
+          length_B: how many of the T tokens are valid in each row, a prefix; all by default.
+          logits: "all" (B, T, Y), or "last" (B, Y) at each row's last valid token.
+
+        Returns:
+          float32 logits that predict the token after each.
+
+        Raises:
+          ValueError: as `sleepnet.wake`, or too many tokens; the state is as before.
+        """
+        given, self._now = self._reading(self._whole(), tokens_BT, length_B, logits)
+        return given
+
+    def rewind(self, length_B, *, opening_BY=None):
+        """Forgets all but the first `length_B` tokens of each window, which are read again.
+
+        Args:
+          opening_BY: what was expected when the windows were empty, for `logits_BY` if they are.
+
+        Raises:
+          ValueError: lengths that are not those of a part of each window, or windows whose tokens
+            are not known; the state is as before.
+        """
+        length_B, filled_B = np.array(length_B, np.int32), self._now.length_B
+        fits = length_B.shape == filled_B.shape and (0 <= length_B) & (length_B <= filled_B)
+        if not np.all(fits):
+            raise ValueError(f"length_B must lie in 0..{filled_B}; got {length_B}")
+        self._now = self._reread(length_B, opening_BY)
 
     def fork(self) -> "Decoder":
         """Another decoder of the same minds, with a state of its own and the same parameters."""
+        return self.with_state(self.state, tokens_BL=self._now.tokens_BL, logits_BY=self.logits_BY)
+
+    def with_state(self, state: WakeState, *, tokens_BL=None, logits_BY=None) -> "Decoder":
+        """A decoder of other minds with the same parameters; arguments as for a new one."""
         twin = copy.copy(self)
-        twin.state = self.state
+        twin._now = self._minds(state, tokens_BL, logits_BY)
         return twin
 
     def sleep(self, *, passes: int | None = None, rows_B=None):
         """`sleepnet.sleep` of its state."""
-        self.state = sleep(
-            self._stacked_params, self.state, config=self._config, passes=passes, rows_B=rows_B
+        state = sleep(
+            self._params.stacked, self.state, config=self._config, passes=passes, rows_B=rows_B
         )
+        self._now = self._minds(state, self._now.tokens_BL, self.logits_BY)
+
+    def _minds(self, state: WakeState, tokens_BL=None, logits_BY=None) -> _Minds:
+        cache.check_state(self._config, state)
+        length_B = np.array(state.window.length_B)
+        windows = (len(length_B), self._config.window)
+        if tokens_BL is not None:
+            tokens_BL = np.array(tokens_BL, np.int32)
+            if tokens_BL.shape != windows:
+                raise ValueError(f"tokens_BL must have shape {windows}; got {tokens_BL.shape}")
+        elif not length_B.any():
+            tokens_BL = np.zeros(windows, np.int32)
+        apart = unstack_state(jax.tree.map(unshared, state))
+        return _Minds(*halves(apart), tokens_BL, length_B, logits_BY)
+
+    def _whole(self) -> _Minds:
+        """What it knows, after a look whether an interrupt has taken the windows."""
+        if self._now.window.features_BLD.is_deleted():
+            whole = self._reread(self._now.length_B)
+            self._now = whole._replace(logits_BY=self._now.logits_BY)
+        return self._now
+
+    def _reread(self, length_B: np.ndarray, opening_BY=None) -> _Minds:
+        past, _, tokens_BL, *_ = self._now
+        if tokens_BL is None:
+            raise ValueError(
+                "the windows must be read again, and their tokens are not known: set `state`, or "
+                "give tokens_BL with it"
+            )
+        window = _opened(past, config=self._config)
+        minds = _Minds(past, window, tokens_BL, np.zeros_like(length_B), opening_BY)
+        size = longest_piece(self._config)
+        for start in range(0, length_B.max(), size):
+            piece_B = np.clip(length_B - start, 0, size)
+            piece_BT = tokens_BL[:, start : start + piece_B.max()]
+            _, minds = self._reading(minds, piece_BT, piece_B, "last")
+        return minds
+
+    def _reading(self, minds: _Minds, tokens_BT, length_B, logits: str) -> tuple[Array, _Minds]:
+        tokens_BT, length_B = check_tokens(
+            self._config, minds.length_B, np.asarray(tokens_BT), length_B
+        )
+        longest = longest_piece(self._config)
+        if tokens_BT.shape[1] > longest:
+            raise ValueError(f"a piece has at most {longest} tokens; got {tokens_BT.shape[1]}")
+        if minds.tokens_BL is not None:
+            _note(minds.tokens_BL, minds.length_B, tokens_BT, length_B)
+        padding = piece_size(self._config, tokens_BT.shape[1]) - tokens_BT.shape[1]
+        tokens_BT = np.pad(tokens_BT, ((0, 0), (0, padding)))
+        given, logits_BY, window = read(
+            self._params.stacked, minds.past, minds.window, tokens_BT, length_B,
+            config=self._config, logits=logits,
+        )  # fmt: skip
+        length_B = minds.length_B + length_B
+        minds = minds._replace(window=window, length_B=length_B, logits_BY=logits_BY)
+        return given, minds
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
-def step(params, state, tokens_BT, *, config):
-    """What a decoder runs: `wake` of one token, of what the unstacking functions return."""
+class _Params:
+    """Parameters as they were given, and every layer in arrays of its own."""
+
+    def __init__(self, params):
+        self.stacked, self.apart = params, unstack_params(params)
+
+
+_ALIVE: weakref.WeakValueDictionary[Any, _Params] = weakref.WeakValueDictionary()
+
+
+def _shared(params) -> _Params:
+    """One for all decoders of the same arrays; it keeps them alive, so that no id is used anew."""
+    leaves, structure = jax.tree.flatten(params)
+    key = (structure, *map(id, leaves))
+    shared = _ALIVE.get(key)
+    if shared is None:
+        shared = _ALIVE[key] = _Params(params)
+    return shared
+
+
+def _note(tokens_BL: np.ndarray, filled_B: np.ndarray, tokens_BT, length_B):
+    """Writes tokens behind those of each row."""
+    row, place = np.nonzero(np.arange(tokens_BT.shape[1]) < np.asarray(length_B)[:, None])
+    tokens_BL[row, filled_B[row] + place] = tokens_BT[row, place]
+
+
+def longest_piece(config: ModelConfig) -> int:
+    """The most tokens that `Decoder.read` takes."""
+    return piece_size(config, config.window)
+
+
+def piece_size(config: ModelConfig, tokens: int) -> int:
+    """The smallest that takes so many tokens, or the largest there is."""
+    sizes = [size for size in _PIECES if size < config.window]
+    if config.window <= _PIECES[-1]:
+        sizes.append(config.window)
+    return next((size for size in sizes if size >= tokens), sizes[-1])
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="window")
+def step(params, past: Past, window: Written, tokens_BT, *, config) -> tuple[Array, Written]:
+    """What a decoder runs: `wake` of one token, of the halves of what `unstack_state` returns."""
     # Written out, a layer of the stack made here is the buffer it was made from, to the compiler.
     written_out = dataclasses.replace(config, unroll=True)
     logits_BY, state = wake(
-        stacked(params), stacked(state), tokens_BT, config=written_out, logits="last"
+        stacked(params), stacked(joined(past, window)), tokens_BT, config=written_out, logits="last"
     )
-    return logits_BY, apart(state)
+    return logits_BY, halves(apart(state))[1]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "logits"))
+def read(params, past: Past, window: Written, tokens_BT, length_B, *, config, logits):
+    """`wake` of several tokens.
+
+    Returns:
+      The logits that are asked for, those behind the last valid tokens, and what was written.
+    """
+    given, state = wake(
+        params, stacked(joined(past, window)), tokens_BT,
+        config=config, length_B=length_B, logits=logits,
+    )  # fmt: skip
+    last_BY = given
+    if logits == "all":
+        last_B = jnp.maximum(length_B - 1, 0)
+        last_BY = jnp.take_along_axis(given, last_B[:, None, None], axis=1)[:, 0]
+    return given, last_BY, halves(apart(state))[1]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _opened(past: Past, *, config) -> Written:
+    """Windows without tokens."""
+    fast_weights, carried, kept_B = stacked(past)
+    window = cache.empty_window(config, fast_weights, carried, kept_B)
+    return halves(apart(WakeState(fast_weights=fast_weights, window=window)))[1]
+
+
+def halves(state: WakeState) -> tuple[Past, Written]:
+    """What wake only reads of a state, and what it writes."""
+    window = state.window
+    past = Past(state.fast_weights, window.carried, window.kept_B)
+    return past, Written(window.blocks, window.features_BLD, window.length_B)
+
+
+def joined(past: Past, window: Written) -> WakeState:
+    """The state of which these are the halves."""
+    kept = {"carried": past.carried, "kept_B": past.kept_B}
+    return WakeState(fast_weights=past.fast_weights, window=WindowCache(**kept, **window._asdict()))
 
 
 @jax.jit

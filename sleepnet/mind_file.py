@@ -15,6 +15,7 @@ from sleepnet.sampling import Sampling
 from sleepnet.sleep_policies import POLICIES, Policy
 from sleepnet.storage import StorageError
 from sleepnet.types import WakeState
+from sleepnet.wake import check_vocabulary
 
 FORMAT = 1
 # What another config may say of the same mind: nothing that its numbers depend on but for rounding.
@@ -45,6 +46,46 @@ class Mind:
     policy: Policy
     sampling: Sampling
     tokenizer: str | None = None
+
+    def check(self, config: ModelConfig, *, tokenizer: str | None = None):
+        """Whether it can go on.
+
+        Args:
+          tokenizer: identity of the one with which it is to go on; None for ids alone.
+
+        Raises:
+          ValueError: a state of another config or of several minds, parts that are not of one
+            moment of a life, or another tokenizer.
+        """
+        rows = self.state.window.length_B.shape
+        if rows != (1,):
+            raise ValueError(f"a mind is a state of one row; got length_B of shape {rows}")
+        cache.check_state(config, self.state)
+        for name, logits_Y in (("logits_Y", self.logits_Y), ("opening_Y", self.opening_Y)):
+            if logits_Y is not None and np.shape(logits_Y) != (config.vocab_size,):
+                raise ValueError(
+                    f"{name} must have shape ({config.vocab_size},); got {np.shape(logits_Y)}"
+                )
+        self._check_life(config)
+        if None not in (tokenizer, self.tokenizer) and tokenizer != self.tokenizer:
+            raise ValueError(
+                f"the mind was read with the tokenizer {self.tokenizer}, and this one is "
+                f"{tokenizer}"
+            )
+
+    def _check_life(self, config: ModelConfig):
+        (filled,) = np.asarray(self.state.window.length_B).tolist()
+        if len(self.tokens) != filled:
+            raise ValueError(
+                f"tokens must be the {filled} ids of the state's window; got {len(self.tokens)}"
+            )
+        check_vocabulary(config, np.array([self.tokens], np.int64), True)
+        slept_on = self.position - filled
+        if not self.sleeps <= slept_on <= self.sleeps * config.window:
+            raise ValueError(
+                f"position={self.position} and sleeps={self.sleeps} are not of one life: with "
+                f"{filled} tokens in the present window, each sleep was on 1 to {config.window}"
+            )
 
 
 def fingerprint(params) -> str:
@@ -106,11 +147,12 @@ def load(
             f"{path} is a mind of other parameters: their fingerprint was {record['params']}, and "
             f"is {params}"
         )
-    if None not in (tokenizer, record["tokenizer"]) and tokenizer != record["tokenizer"]:
-        raise StorageError(
-            f"{path} was read with the tokenizer {record['tokenizer']}, and this one is {tokenizer}"
-        )
-    return _mind_of(path, record, _tree_of(path, config, arrays)), config
+    mind = _mind_of(path, record, _tree_of(path, config, arrays))
+    try:
+        mind.check(config, tokenizer=tokenizer)
+    except ValueError as error:
+        raise StorageError(f"{path}: {error}") from None
+    return mind, config
 
 
 def _mind_of(path, record: dict[str, Any], tree: dict[str, Any]) -> Mind:

@@ -124,7 +124,8 @@ def _largest(x_Y, weight_Y, enough):
     Weights of equal x are equal, those of the last perhaps 0. The least of the largest is found by
     halving all float32 as often as they have bits: many times faster than sorting a vocabulary.
     """
-    bits_Y = jax.lax.bitcast_convert_type(x_Y, jnp.uint32)
+    one_zero_Y = jnp.where(x_Y == 0, 0.0, x_Y)  # of two that are equal and differ in their bits
+    bits_Y = jax.lax.bitcast_convert_type(one_zero_Y, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     rank_Y = jnp.where(bits_Y >= sign, ~bits_Y, bits_Y | sign)  # in the order of x
 

@@ -6,13 +6,13 @@ rewound, and what follows on a boundary is predicted by logits of before the sle
 All that a session holds has the same size after any number of tokens.
 """
 
-import contextlib
+import copy
 import dataclasses
 import functools
 import math
 import pathlib
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +20,48 @@ import numpy as np
 
 from sleepnet import cache, mind_file
 from sleepnet.config import ConfigError, ModelConfig
-from sleepnet.decode import Decoder
+from sleepnet.decode import Decoder, longest_piece
 from sleepnet.mind_file import Mind
 from sleepnet.model import init_params
 from sleepnet.sampling import Sampling, sample, stack
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import Tokenizer, load_tokenizer
 from sleepnet.types import Array, WakeState
-from sleepnet.wake import check_vocabulary, wake
+from sleepnet.wake import check_vocabulary
 
-# Several tokens are read in pieces of these sizes, padded: few programs to compile, and of what
-# they compute at least a quarter is used.
-_PIECES = (8, 32, 128, 512)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class SessionError(RuntimeError):
     """A session that cannot do what was asked just now; it is as before."""
+
+
+def _alone(
+    method: Callable[Concatenate["Session", P], R],
+) -> Callable[Concatenate["Session", P], R]:
+    """Refuses a call that meets another of the same session.
+
+    Python hears Ctrl-C where a call begins or ends. So that a session is always given back, it is
+    taken by one call within `try`, and given back by one call that no other precedes.
+    """
+
+    @functools.wraps(method)
+    def alone(session: "Session", *args: P.args, **kwargs: P.kwargs) -> R:
+        me = object()
+        try:
+            if session._inside.setdefault("call", me) is not me:
+                raise SessionError(
+                    "another thread is in a call of this session: take turns, or give each thread "
+                    "a `fork`"
+                )
+            result = method(session, *args, **kwargs)
+        finally:
+            if session._inside == {"call": me}:
+                session._inside.clear()
+        return result
+
+    return alone
 
 
 class Session:
@@ -43,16 +69,13 @@ class Session:
 
     Tokens are ids below `config.vocab_size`, or text where there is a tokenizer. The same calls
     give the same bits; the same tokens in other calls agree to float32 rounding. One thread at a
-    time: a call that meets another raises SessionError. After any error the session is as it was
-    before the token that failed.
+    time: a call that meets another raises SessionError. After any error or interrupt the session is
+    as it was before the token or the sleep that failed; `position` tells what it has read.
 
     Attributes:
       config: static.
       sampling: how it draws; may be set anew. The draw behind n tokens of life takes its randomness
         from the seed and n.
-      position: tokens read in its life.
-      sleeps: in its life.
-      last_sleep: what it spent; None before the first of this object.
     """
 
     def __init__(
@@ -79,11 +102,10 @@ class Session:
         policy = policy_of(config.passes if passes is None else passes)
         _check_params(params, config)
         self._params, self._tokenizer = _Params(params), _tokenizer_for(config, tokenizer)
-        mind = Mind(
-            state=cache.init_state(config, 1), policy=policy, sampling=sampling or Sampling()
+        self._live_on(
+            Mind(state=cache.init_state(config, 1), policy=policy, sampling=sampling or Sampling()),
+            config,
         )
-        self._decoder = Decoder(params, mind.state, config=config)
-        self._live_on(mind, config)
 
     @classmethod
     def load(
@@ -130,52 +152,52 @@ class Session:
 
         Raises:
           ConfigError: a tokenizer that cannot be.
-          ValueError: a mind or parameters of another config.
+          ValueError: a mind or parameters of another config, a mind whose parts are not of one
+            moment, or a tokenizer with which it was not read.
         """
         _check_params(params, config)
-        cache.check_state(config, mind.state)
-        return cls._of(_Params(params), mind, config, tokenizer)
+        known = None if tokenizer is None else _as_tokenizer(tokenizer)
+        mind.check(config, tokenizer=known.identity if known else None)
+        return cls._of(_Params(params), mind, config, known)
 
     @classmethod
     def _of(cls, params: "_Params", mind: Mind, config: ModelConfig, tokenizer) -> "Session":
         session = cls.__new__(cls)
         session._params, session._tokenizer = params, _tokenizer_for(config, tokenizer)
-        session._decoder = Decoder(params.tree, mind.state, config=config)
         session._live_on(mind, config)
         return session
 
+    @_alone
     def save(self, path: str | pathlib.Path):
         """Writes one file, atomically, that any process can `load`.
 
         Raises:
           StorageError: it cannot be written; what was there stays whole, and the session goes on.
         """
-        with self._alone():
-            mind_file.save(
-                pathlib.Path(path), self._mind(),
-                config=self.config, params=self._params.fingerprint,
-            )  # fmt: skip
+        mind_file.save(
+            pathlib.Path(path), self._mind(),
+            config=self.config, params=self._params.fingerprint,
+        )  # fmt: skip
 
     @property
+    @_alone
     def mind(self) -> Mind:
         """All that it is but the parameters, as it is now: for `from_mind` or `Engine.submit`."""
-        with self._alone():
-            return self._mind()
+        return self._mind()
 
+    @_alone
     def fork(self, *, seed: int | None = None) -> "Session":
         """A second mind with the same past, and a future of its own. Parameters are shared.
 
         Args:
           seed: of its draws; by default it draws the same.
         """
-        with self._alone():
-            twin = type(self).__new__(type(self))
-            twin._params, twin._tokenizer = self._params, self._tokenizer
-            twin._decoder = self._decoder.fork()
-            twin._live_on(self._mind(), self.config)
-            if seed is not None:
-                twin.sampling = dataclasses.replace(self.sampling, seed=seed)
-            return twin
+        twin = copy.copy(self)
+        twin._life = self._life._replace(decoder=self._decoder.fork(), last_sleep=None)
+        twin._inside = {}
+        if seed is not None:
+            twin.sampling = dataclasses.replace(self.sampling, seed=seed)
+        return twin
 
     @property
     def policy(self) -> Policy:
@@ -187,20 +209,36 @@ class Session:
         self._policy = policy_of(passes)
 
     @property
+    def position(self) -> int:
+        """Tokens read in its life."""
+        return self._life.position
+
+    @property
+    def sleeps(self) -> int:
+        """In its life."""
+        return self._life.sleeps
+
+    @property
+    def last_sleep(self) -> Spent | None:
+        """What it spent; None before the first of this object."""
+        return self._life.last_sleep
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         """The ids of its window: what it has read since its last sleep."""
-        return tuple(self._window_tokens)
+        return self._life.tokens
 
     @property
     def logits(self) -> Array | None:
         """float32 logits_Y of the next token; None before the first."""
-        return None if self._logits_BY is None else self._logits_BY[0]
+        logits_BY = self._decoder.logits_BY
+        return None if logits_BY is None else logits_BY[0]
 
     @property
+    @_alone
     def state(self) -> WakeState:
         """A copy of fast weights and window cache, of one row, as `sleepnet.wake` takes them."""
-        with self._alone():
-            return self._decoder.state
+        return self._decoder.state
 
     @property
     def state_bytes(self) -> int:
@@ -209,6 +247,7 @@ class Session:
         arrays = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         return arrays + 4 * self.config.window + 2 * 4 * self.config.vocab_size
 
+    @_alone
     def feed(self, tokens: str | Sequence[int] | np.ndarray):
         """Reads any number of tokens, with a sleep at each boundary.
 
@@ -216,9 +255,9 @@ class Session:
           ValueError: an id outside the vocabulary, or text without a tokenizer; nothing is read.
         """
         ids = self._ids(tokens)
-        with self._alone():
-            self._feed(ids)
+        self._feed(ids)
 
+    @_alone
     def score(self, tokens: str | Sequence[int] | np.ndarray) -> np.ndarray:
         """Reads tokens as `feed` does, and tells how unexpected each was.
 
@@ -230,10 +269,7 @@ class Session:
           ValueError: as `feed`.
         """
         ids = self._ids(tokens)
-        with self._alone():
-            return np.concatenate(
-                [np.zeros(0, np.float32), *map(self._score_piece, self._pieces(ids))]
-            )
+        return np.concatenate([np.zeros(0, np.float32), *map(self._score_piece, self._pieces(ids))])
 
     def generate(
         self,
@@ -282,6 +318,7 @@ class Session:
         tokens = self.generate(max_tokens, sampling=sampling, stop={*stop, *unwritten})
         return _written(known, self.tokens, tokens)
 
+    @_alone
     def nap(self, passes: int | Policy | None = None) -> Spent | None:
         """Sleeps now, wherever the window stands; what it expects next stays.
 
@@ -292,9 +329,9 @@ class Session:
           What was spent; None if there was nothing to sleep on.
         """
         policy = self.policy if passes is None else policy_of(passes)
-        with self._alone():
-            return self._sleep(policy) if self._window_tokens else None
+        return self._sleep(policy) if self._life.filled else None
 
+    @_alone
     def rewind(self, position: int):
         """Forgets all tokens of the window behind a point, as if they had not been read.
 
@@ -306,37 +343,40 @@ class Session:
         Raises:
           ValueError: a point before the last sleep, which cannot be undone, or in the future.
         """
-        with self._alone():
-            first = self.position - len(self._window_tokens)
-            whole = hasattr(position, "__index__") and not isinstance(position, bool)
-            if not whole or not first <= position <= self.position:
-                near = f"; the nearest is {min(max(position, first), self.position)}" * whole
-                raise ValueError(
-                    f"position must lie in {first} (the last sleep)..{self.position} (now); got "
-                    f"{position!r}{near}"
-                )
-            if position == self.position:
-                return
-            kept = np.array(self._window_tokens[: position - first], np.int32)
-            self._decoder.state = _reopened(self._decoder.state, config=self.config)
-            self._window_tokens, self.position = [], first
-            self._logits_BY = self._opening_BY
-            self._feed(kept)
+        _, began, opening_BY, *_ = self._life
+        whole = hasattr(position, "__index__") and not isinstance(position, bool)
+        if not whole or not began <= position <= self.position:
+            near = min(max(position, began), self.position) if whole else None
+            raise ValueError(
+                f"position must lie in {began} (the last sleep)..{self.position} (now); got "
+                f"{position!r}" + ("" if near is None else f"; the nearest is {near}")
+            )
+        if position < self.position:
+            self._decoder.rewind([position - began], opening_BY=opening_BY)
 
     def _live_on(self, mind: Mind, config: ModelConfig):
         self.config, self.policy, self.sampling = config, mind.policy, mind.sampling
-        self.position, self.sleeps = mind.position, mind.sleeps
         self._read_with = mind.tokenizer
-        self.last_sleep: Spent | None = None
-        self._window_tokens = list(mind.tokens)
-        self._logits_BY, self._opening_BY = (
-            None if logits_Y is None else jnp.asarray(logits_Y)[None]
+        self._inside: dict[str, object] = {}
+        logits_BY, opening_BY = (
+            None if logits_Y is None else jnp.array(logits_Y, jnp.float32)[None]
             for logits_Y in (mind.logits_Y, mind.opening_Y)
         )
-        self._lock = threading.Lock()
+        tokens_BL = np.zeros((1, config.window), np.int32)
+        tokens_BL[0, : len(mind.tokens)] = mind.tokens
+        decoder = Decoder(
+            self._params.tree, mind.state,
+            config=config, tokens_BL=tokens_BL, logits_BY=logits_BY,
+        )  # fmt: skip
+        began = mind.position - len(mind.tokens)
+        self._life = _Life(decoder, began, opening_BY, mind.sleeps, None)
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self._life.decoder
 
     def _mind(self) -> Mind:
-        opening_BY = self._opening_BY
+        opening_BY = self._life.opening_BY
         return Mind(
             state=self._decoder.state,
             logits_Y=self.logits,
@@ -349,99 +389,66 @@ class Session:
             tokenizer=self._tokenizer.identity if self._tokenizer else self._read_with,
         )
 
-    @contextlib.contextmanager
-    def _alone(self):
-        if not self._lock.acquire(blocking=False):
-            raise SessionError(
-                "another thread is in a call of this session: take turns, or give each thread a "
-                "`fork`"
-            )
-        try:
-            yield
-        finally:
-            self._lock.release()
-
     def _feed(self, ids: np.ndarray):
         for piece in self._pieces(ids):
             self._read(piece)
 
     def _pieces(self, ids: np.ndarray) -> Iterator[np.ndarray]:
         """Parts that fit the window as it is when each is taken; sleeps where it is full."""
-        longest, start = _piece_size(self.config, self.config.window), 0
+        start = 0
         while start < len(ids):
-            if self.config.window == len(self._window_tokens):
+            if self._life.filled == self.config.window:
                 self._sleep(self.policy)
-            stop = start + min(self.config.window - len(self._window_tokens), longest)
+            room = self.config.window - self._life.filled
+            stop = start + min(room, longest_piece(self.config))
             yield ids[start:stop]
             start = stop
 
     def _read(self, ids: np.ndarray):
         if len(ids) == 1:
-            self._has_read(ids, self._decoder.wake(ids))
-            return
-        tokens_BT, length_B = self._padded(ids)
-        logits_BY, state = wake(
-            self._params.tree, self._decoder.state, tokens_BT,
-            config=self.config, length_B=length_B, logits="last",
-        )  # fmt: skip
-        self._has_read(ids, logits_BY, state)
+            self._decoder.wake(ids)
+        else:
+            self._decoder.read(ids[None])
 
     def _score_piece(self, ids: np.ndarray) -> np.ndarray:
-        expected_BY = self._logits_BY
+        expected_BY = self._decoder.logits_BY
         if expected_BY is None:
             expected_BY = jnp.full((1, self.config.vocab_size), jnp.nan)
         if len(ids) == 1:
-            self._read(ids)
+            self._decoder.wake(ids)
             return np.asarray(_surprise(expected_BY, ids))
-        tokens_BT, length_B = self._padded(ids)
-        logits_BTY, state = wake(
-            self._params.tree, self._decoder.state, tokens_BT,
-            config=self.config, length_B=length_B,
-        )  # fmt: skip
-        nll_T, last_BY = _surprises(expected_BY, logits_BTY, tokens_BT, length_B)
-        nll_T = np.asarray(nll_T)[: len(ids)]
-        self._has_read(ids, last_BY, state)
-        return nll_T
+        logits_BTY = self._decoder.read(ids[None], logits="all")
+        padded_T = np.pad(ids, (0, logits_BTY.shape[1] - len(ids)))
+        return np.asarray(_surprises(expected_BY, logits_BTY, padded_T))[: len(ids)]
 
-    def _padded(self, ids: np.ndarray):
-        """tokens_BT of one of the few sizes, and how many of them are valid."""
-        size = _piece_size(self.config, len(ids))
-        return np.pad(ids, (0, size - len(ids)))[None], np.array([len(ids)], np.int32)
-
-    def _has_read(self, ids: np.ndarray, logits_BY: Array, state: WakeState | None = None):
-        """Goes on from `state`, if it is not the decoder's."""
-        if state is not None:
-            self._decoder.state = state
-        self._logits_BY = logits_BY
-        self._window_tokens += ids.tolist()
-        self.position += len(ids)
-
+    @_alone
     def _draw(self, samplers, stop: frozenset[int]) -> int | None:
-        with self._alone():
-            draw_B = np.array([self.position % 2**32], np.uint32)
-            (token,) = np.asarray(sample(self._check_expects(), draw_B, samplers)).tolist()
-            if token < 0:
-                raise SessionError(
-                    f"the logits behind token {self.position} are not numbers: parameters or fast "
-                    f"weights are not finite; `rewind`, or load a saved mind"
-                )
-            if token in stop:
-                return None
-            self._feed(np.array([token], np.int32))
-            return token
+        draw_B = np.array([self.position % 2**32], np.uint32)
+        (token,) = np.asarray(sample(self._check_expects(), draw_B, samplers)).tolist()
+        if token < 0:
+            raise SessionError(
+                f"the logits behind token {self.position} are not numbers: parameters or fast "
+                f"weights are not finite; `rewind`, or load a saved mind"
+            )
+        if token in stop:
+            return None
+        self._feed(np.array([token], np.int32))
+        return token
 
     def _sleep(self, policy: Policy) -> Spent:
-        state, spent = sleep_by(policy, self._params.tree, self._decoder.state, config=self.config)
-        self._decoder.state = state
-        self._window_tokens, self._opening_BY = [], self._logits_BY
-        self.sleeps += 1
-        self.last_sleep = spent
+        decoder, logits_BY = self._decoder, self._decoder.logits_BY
+        state, spent = sleep_by(policy, self._params.tree, decoder.state, config=self.config)
+        self._life = _Life(
+            decoder.with_state(state, logits_BY=logits_BY),
+            began=self.position, opening_BY=logits_BY, sleeps=self.sleeps + 1, last_sleep=spent,
+        )  # fmt: skip
         return spent
 
     def _check_expects(self) -> Array:
-        if self._logits_BY is None:
+        logits_BY = self._decoder.logits_BY
+        if logits_BY is None:
             raise ValueError("a newborn mind expects nothing yet: `feed` it a token first")
-        return self._logits_BY
+        return logits_BY
 
     def _needs_tokenizer(self, what: str) -> Tokenizer:
         if self._tokenizer is None:
@@ -463,6 +470,35 @@ class Session:
             )
         check_vocabulary(self.config, ids[None], True)
         return ids.astype(np.int32)
+
+
+class _Life(NamedTuple):
+    """All that happens to a session, in one value: a sleep replaces it at once, and a token changes
+    nothing but what the decoder notes at once.
+
+    began: the position where its window was empty.
+    opening_BY: what it expected there.
+    """
+
+    decoder: Decoder
+    began: int
+    opening_BY: Array | None
+    sleeps: int
+    last_sleep: Spent | None
+
+    @property
+    def filled(self) -> int:
+        return int(self.decoder.length_B[0])
+
+    @property
+    def position(self) -> int:
+        return self.began + self.filled
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        tokens_BL = self.decoder.tokens_BL
+        assert tokens_BL is not None
+        return tuple(tokens_BL[0, : self.filled].tolist())
 
 
 class _Stream(Iterator[int]):
@@ -524,23 +560,6 @@ def _check_params(params, config: ModelConfig):
             )
 
 
-def _piece_size(config: ModelConfig, tokens: int) -> int:
-    """The smallest that takes so many tokens, or the largest there is."""
-    sizes = [size for size in _PIECES if size < config.window]
-    if config.window <= _PIECES[-1]:
-        sizes.append(config.window)
-    return next((size for size in sizes if size >= tokens), sizes[-1])
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _reopened(state: WakeState, *, config) -> WakeState:
-    """The state when its window was empty."""
-    window = cache.empty_window(
-        config, state.fast_weights, state.window.carried, state.window.kept_B
-    )
-    return dataclasses.replace(state, window=window)
-
-
 @jax.jit
 def _surprise(logits_TY, tokens_T):
     log_p_TY = jax.nn.log_softmax(logits_TY)
@@ -548,10 +567,9 @@ def _surprise(logits_TY, tokens_T):
 
 
 @jax.jit
-def _surprises(expected_BY, logits_BTY, tokens_BT, length_B):
-    """-log p of the tokens of one row, and the logits behind the last valid one."""
-    before_TY = jnp.concatenate([expected_BY, logits_BTY[0, :-1]])
-    return _surprise(before_TY, tokens_BT[0]), logits_BTY[:, length_B[0] - 1]
+def _surprises(expected_BY, logits_BTY, tokens_T):
+    """-log p of the tokens of one row."""
+    return _surprise(jnp.concatenate([expected_BY, logits_BTY[0, :-1]]), tokens_T)
 
 
 def _written(tokenizer: Tokenizer, past: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.loop import loop
 from sleepnet.types import Carried, FastWeights, Span, WakeState
-from sleepnet.wake import at_hand, check_call, first_pass
+from sleepnet.wake import at_hand, check_call, first_pass, unshared
 
 
 def sleep(
@@ -273,7 +273,7 @@ def check_sleep(config: ModelConfig, state: WakeState, passes, rows_B):
     cache.check_state(config, state)
     batch = state.window.length_B.shape
     if rows_B is not None:
-        rows_B = rows_B if hasattr(rows_B, "dtype") else np.asarray(rows_B)
+        rows_B = unshared(rows_B)
         if rows_B.shape != batch or rows_B.dtype != bool:
             raise ValueError(
                 f"rows_B must be bool of shape {batch}; got {rows_B.dtype} of shape {rows_B.shape}"

@@ -43,7 +43,10 @@ class Tokenizer(abc.ABC):
 
 
 class TextStream(abc.ABC):
-    """Tokens one by one as text; a character of several tokens comes with its last."""
+    """Tokens one by one as text; a character of several tokens comes with its last.
+
+    Behind an id that is none of the tokenizer's, such as the end of a document, text starts anew.
+    """
 
     @abc.abstractmethod
     def add(self, token: int) -> str:
@@ -75,6 +78,8 @@ class _ByteStream(TextStream):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
+        if token >= _Bytes.vocab_size:
+            return self.end()
         return self._decoder.decode(bytes((token,)))
 
     def end(self) -> str:
@@ -108,15 +113,25 @@ class _FromFile(Tokenizer):
 
 class _FileStream(TextStream):
     def __init__(self, tokenizer: Any):
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
+        self._tokenizer = tokenizer
+        self._start()
 
     def add(self, token: int) -> str:
-        return self._stream.step(self._tokenizer, token) or ""
+        if self._tokenizer.id_to_token(token) is None:
+            return self.end()
+        text = self._stream.step(self._tokenizer, token)
+        self._held = [*self._held, token] if text is None else []
+        return text or ""
 
     def end(self) -> str:
-        return ""
+        rest = self._tokenizer.decode(self._held, skip_special_tokens=False)
+        self._start()
+        return rest
+
+    def _start(self):
+        from tokenizers.decoders import DecodeStream
+
+        self._stream, self._held = DecodeStream(skip_special_tokens=False), []
 
 
 def _primed(stream: TextStream, past: Sequence[int]) -> TextStream:

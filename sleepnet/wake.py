@@ -112,8 +112,7 @@ def check_call(config: ModelConfig, state: WakeState, tokens_BT, length_B=None):
 
 def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
     """`check_call` without a look at the state: rows hold `filled_B` tokens."""
-    if not hasattr(tokens_BT, "dtype"):
-        tokens_BT = np.asarray(tokens_BT)
+    tokens_BT = unshared(tokens_BT)
     if np.ndim(tokens_BT) != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
         raise ValueError(
             f"tokens must be whole numbers of shape (B, T); got {tokens_BT.dtype} of shape "
@@ -129,7 +128,7 @@ def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
         )
     if length_B is not None and np.shape(length_B) != (B,):
         raise ValueError(f"length_B must have shape ({B},); got {np.shape(length_B)}")
-    length_B = np.full((B,), T, np.int32) if length_B is None else length_B
+    length_B = np.full((B,), T, np.int32) if length_B is None else unshared(length_B)
     _check_values(config, filled_B, tokens_BT, length_B)
     return tokens_BT, length_B
 
@@ -157,6 +156,12 @@ def check_vocabulary(config: ModelConfig, tokens, valid):
             f"token id {tokens[tuple(place)]} in row {place[0]}, place {place[-1]} is outside the "
             f"vocabulary: ids lie in 0..{config.vocab_size - 1}"
         )
+
+
+def unshared(x):
+    """A JAX array as it is; of all else a copy: a device reads a NumPy array where it lies, after
+    the call has returned and the caller may have written to it anew."""
+    return x if isinstance(x, jax.Array) else np.array(x)
 
 
 def at_hand(x) -> bool:

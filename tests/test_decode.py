@@ -79,6 +79,64 @@ def test_a_refused_token_changes_nothing():
     decoder.wake([1, 2, 3])
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_an_interrupt_within_a_token_costs_nothing(config, monkeypatch):
+    """Rows of any fill level are read again where their tokens are known."""
+    state, tokens_B = filled(config), np.array([1, 2, 3])
+    tokens_BL = stream()[:, 1]  # that `filled` has read
+    options = {"tokens_BL": tokens_BL, "logits_BY": np.ones((B, config.vocab_size))}
+    decoder = sleepnet.Decoder(params(config), state, config=config, **options)
+    unknown = sleepnet.Decoder(params(config), state, config=config)
+    monkeypatch.setattr(decode, "step", interrupted(decode.step))
+    for each in (decoder, unknown):
+        with pytest.raises(KeyboardInterrupt):
+            each.wake(tokens_B)
+        np.testing.assert_array_equal(each.length_B, FILLED)
+    monkeypatch.undo()
+    assert_agree(decoder.state, state)
+    np.testing.assert_array_equal(decoder.logits_BY, options["logits_BY"])
+    expected, state = sleepnet.wake(
+        params(config), state, tokens_B[:, None], config=config, logits="last"
+    )
+    assert_agree([decoder.wake(tokens_B), decoder.state], [expected, state])
+    with pytest.raises(ValueError, match="their tokens are not known: set `state`"):
+        unknown.wake(tokens_B)
+    unknown.state = state
+    assert_agree(unknown.state, state)
+
+
+def test_pieces_and_points_to_rewind_to_that_do_not_fit_are_refused():
+    """And nothing changes; what fits is `wake`, and not having read."""
+    config = dataclasses.replace(TINY, window=600)  # longer than a piece
+    decoder = sleepnet.Decoder(params(config), newborn(config), config=config)
+    with pytest.raises(ValueError, match="a piece has at most 512 tokens; got 513"):
+        decoder.read(np.zeros((B, 513), np.int32))
+    for wrong in ([3, 0, 0], [-1, 0, 0], [1, 2]):
+        with pytest.raises(ValueError, match=r"length_B must lie in 0..\[0 0 0\]; got"):
+            decoder.rewind(wrong)
+    with pytest.raises(ValueError, match=r"tokens_BL must have shape \(3, 600\); got \(3, 6\)"):
+        decoder.with_state(newborn(config), tokens_BL=stream()[:, 0])
+    tokens = stream()[:, 0]
+    lengths = np.array([5, 2, 6]), np.array([1, 2, 4])
+    states = [
+        sleepnet.wake(params(config), newborn(config), tokens, config=config, length_B=length_B)[1]
+        for length_B in lengths
+    ]
+    decoder.read(tokens, length_B=lengths[0])
+    assert_agree(decoder.state, states[0])
+    decoder.rewind(lengths[1])
+    assert_agree(decoder.state, states[1])
+    np.testing.assert_array_equal(decoder.length_B, lengths[1])
+
+
+def interrupted(call):
+    def and_then_ctrl_c(*arguments, **options):
+        call(*arguments, **options)
+        raise KeyboardInterrupt
+
+    return and_then_ctrl_c
+
+
 def test_another_configs_state_is_refused():
     wider = dataclasses.replace(TINY, window=2 * L)
     with pytest.raises(ValueError, match="window"):
@@ -101,20 +159,21 @@ def test_one_program_reads_all_tokens():
 
 
 def test_a_token_is_written_in_place():
-    """The whole state is donated and nothing as large as one layer's keys is made beside it: a
-    longer window costs no memory but its own. (In bfloat16 XLA for CPU widens what it reads.)"""
+    """All that a token changes is donated and nothing as large as one layer's keys is made beside
+    it: a longer window costs no memory but its own. (In bfloat16 XLA for CPU widens what it
+    reads.)"""
     config = sleepnet.ModelConfig(
         vocab_size=64, pattern="G[AGAGAG]A", d_model=64, num_heads=2, window=1024
     )
     shapes = jax.eval_shape(
         lambda: (
             decode.unstack_params(sleepnet.init_params(config, jax.random.key(0))),
-            decode.unstack_state(sleepnet.init_state(config, 2)),
+            *decode.halves(decode.unstack_state(sleepnet.init_state(config, 2))),
         )
     )
     tokens = jax.ShapeDtypeStruct((2, 1), np.int32)
     memory = decode.step.lower(*shapes, tokens, config=config).compile().memory_analysis()
-    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[1]))
+    written_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[2]))
     one_layers_keys = 2 * config.window * config.d_model * np.dtype(np.float32).itemsize
-    assert memory.alias_size_in_bytes >= state_bytes
+    assert memory.alias_size_in_bytes >= written_bytes
     assert memory.temp_size_in_bytes < one_layers_keys

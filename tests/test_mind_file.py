@@ -14,7 +14,7 @@ from minds import HARD, TINY
 from test_session import CONFIG, L, Y, everything, older, session, write_words
 
 import sleepnet
-from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, storage
+from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, mind_file, storage
 from sleepnet.storage import StorageError
 
 
@@ -82,7 +82,10 @@ def test_every_dtype_and_eviction_comes_back(tmp_path):
     for config in (dataclasses.replace(CONFIG, compute_dtype="bfloat16"), TINY):
         one = session(config)
         one._decoder.state = jax.tree.map(
-            lambda x: jnp.asarray(rng.normal(size=x.shape).astype(x.dtype)), one.state
+            lambda x: (
+                jnp.asarray(rng.normal(size=x.shape).astype(x.dtype)) if x.dtype != np.int32 else x
+            ),
+            one.state,
         )
         one.save(tmp_path / "mind")
         state = load(tmp_path / "mind", config).state
@@ -183,6 +186,41 @@ def test_a_mind_of_another_model_is_refused_by_name(tmp_path):
         StorageError, match=r"was read with the tokenizer sha256 .* this one is sha256"
     ):
         load(path, tokenizer=str(tmp_path / "others.json"))
+    with pytest.raises(ValueError, match="was read with the tokenizer sha256"):
+        Session.from_mind(
+            minds.params(CONFIG), untold.mind,
+            config=CONFIG, tokenizer=str(tmp_path / "others.json"),
+        )  # fmt: skip
+
+
+def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):
+    """In memory and from a file, before it lives on: it would rewind and fork into another."""
+    path, one = tmp_path / "mind", older()  # 4 of 6 tokens in its second window
+    mind = one.mind
+    bf16 = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    saved = (
+        ({"tokens": ()}, "tokens must be the 4 ids of the state's window; got 0"),
+        ({"tokens": (1, 2, 3)}, "the 4 ids of the state's window; got 3"),
+        ({"tokens": (1, 2, 3, Y)}, f"token id {Y} in row 0, place 3"),
+        ({"position": 3}, "position=3 and sleeps=1 are not of one life"),
+        ({"position": 2 * L + 5}, f"position={2 * L + 5} and sleeps=1"),
+        ({"sleeps": 0}, f"position={L + 4} and sleeps=0 are not of one life: with 4 tokens"),
+    )
+    in_memory = (
+        ({"state": sleepnet.init_state(CONFIG, 2)}, r"a state of one row; got .* shape \(2,\)"),
+        ({"state": sleepnet.init_state(bf16, 1)}, "and dtype float32; got .* and bfloat16"),
+        ({"logits_Y": np.zeros(Y + 1)}, r"logits_Y must have shape \(13,\); got \(14,\)"),
+        ({"opening_Y": np.zeros((1, Y))}, r"opening_Y must have shape \(13,\); got \(1, 13\)"),
+    )
+    for changes, complaint in saved + in_memory:
+        wrong = dataclasses.replace(mind, **changes)
+        with pytest.raises(ValueError, match=complaint):
+            Session.from_mind(minds.params(CONFIG), wrong, config=CONFIG)
+    for changes, complaint in saved:
+        wrong = dataclasses.replace(mind, **changes)
+        mind_file.save(path, wrong, config=CONFIG, params=one._params.fingerprint)
+        with pytest.raises(StorageError, match=f"{path}: .*{complaint}"):
+            load(path)
 
 
 def test_what_is_no_mind_is_refused_by_name(tmp_path):

@@ -73,9 +73,11 @@ def test_draws_follow_the_distribution(sampling):
 
 def test_equal_logits_are_cut_by_their_ids():
     """Of equals the first: exactly k tokens are left, and the greedy one is the first."""
-    logits_Y = np.zeros(Y, np.float32)
-    assert set(draw(logits_Y, Sampling(top_k=3))) == {0, 1, 2}
-    assert set(draw(logits_Y, Sampling(temperature=0))) == {0}
+    zeros_Y = np.zeros(Y, np.float32)
+    below_Y = np.where(np.arange(Y) % 2, zeros_Y, -zeros_Y)  # -0.0 is equal to 0.0
+    for logits_Y in (zeros_Y, below_Y, -below_Y):
+        assert set(draw(logits_Y, Sampling(top_k=3))) == {0, 1, 2}
+        assert set(draw(logits_Y, Sampling(temperature=0))) == {0}
 
 
 def test_a_rows_draws_do_not_depend_on_its_batch():

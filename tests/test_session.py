@@ -1,7 +1,13 @@
 """A session lives the life of Algorithm 1 however it is used, and may be forked and rewound."""
 
 import dataclasses
+import dis
+import functools
+import importlib
+import itertools
 import pathlib
+import signal
+import sys
 import threading
 
 import jax
@@ -12,12 +18,10 @@ from agreement import assert_agree, assert_identical
 from minds import CONFIGS, HARD, SLIDING
 from reference import Mind, fast_weights
 
-from sleepnet import ConfigError, FixedPasses, Sampling, Session, SessionError
-from sleepnet.decode import step
+from sleepnet import ConfigError, Decoder, FixedPasses, Sampling, Session, SessionError, decode
 from sleepnet.sampling import sample, stack
-from sleepnet.session import _piece_size
-from sleepnet.wake import _wake
 
+session_module = importlib.import_module("sleepnet.session")
 # Sliding keys, carried tails, learned positions and a coda; few blocks, to compile in seconds.
 CONFIG = dataclasses.replace(SLIDING, pattern="[AG]G")
 L, Y = CONFIG.window, CONFIG.vocab_size
@@ -174,8 +178,9 @@ def test_only_the_present_window_can_be_rewound():
             match=rf"{L} \(the last sleep\)..{L + 4} \(now\); got {position}; .* {near}$",
         ):
             one.rewind(position)
-    with pytest.raises(ValueError, match=r"got 6.5"):
-        one.rewind(6.5)  # pyright: ignore[reportArgumentType]
+    for wrong in (6.5, "0", None, True):
+        with pytest.raises(ValueError, match=f"position must lie in .*; got {wrong!r}$"):
+            one.rewind(wrong)  # pyright: ignore[reportArgumentType]
     assert_identical(everything(one), before)
     newborn = session()
     newborn.feed([1, 2, 3])
@@ -201,15 +206,52 @@ def test_pieces_of_all_sizes_share_few_programs():
     a quarter of which is used."""
     one = older()
     one.nap()
-    before = _wake._cache_size(), step._cache_size()
+    before = decode.read._cache_size(), decode.step._cache_size()
     for size in range(1, L + 1):
         one.feed(np.zeros(size, int))
-    assert (_wake._cache_size(), step._cache_size()) == before
+    assert (decode.read._cache_size(), decode.step._cache_size()) == before
     for window in (24, 512, 5000):
         config = dataclasses.replace(CONFIG, window=window)
-        sizes = {tokens: _piece_size(config, tokens) for tokens in range(2, min(window, 512) + 1)}
+        sizes = {
+            tokens: decode.piece_size(config, tokens) for tokens in range(2, min(window, 512) + 1)
+        }
         assert set(sizes.values()) <= {8, 32, 128, 512, window} and len(set(sizes.values())) <= 4
         assert all(tokens <= size <= 4 * tokens for tokens, size in sizes.items())
+
+
+def test_the_host_does_not_wait_for_what_it_reads(monkeypatch):
+    """Pieces and tokens follow each other without a look at the device."""
+    one, straight = older(), older()
+    tokens = life(2, [2])[0]
+    straight.feed(tokens)
+    with monkeypatch.context() as during:
+        for name in ("array", "asarray"):
+            during.setattr(np, name, functools.partial(_of_the_host, getattr(np, name)))
+        one.feed(tokens)
+    assert_identical(everything(one), everything(straight))
+
+
+def _of_the_host(call, x, *arguments, **options):
+    assert not isinstance(x, jax.Array), "the host looks at an array of the device"
+    return call(x, *arguments, **options)
+
+
+def test_sessions_of_the_same_parameters_hold_them_once():
+    """Besides the caller's own one copy, in the form that reads a token; it goes with the last."""
+    config = dataclasses.replace(CONFIG, vocab_size=Y + 1)
+    params = jax.tree.map(jax.numpy.asarray, minds.params(config))
+
+    def held():
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    none = held()
+    sessions = [Session(params, config=config)]
+    one = held()
+    sessions += [Session(params, config=config) for _ in range(3)]
+    states = one - none - sum(x.nbytes for x in jax.tree.leaves(params))
+    assert held() <= one + 3 * states
+    sessions.clear()
+    assert held() == none
 
 
 def test_bad_input_is_named_and_changes_nothing():
@@ -255,14 +297,14 @@ def test_what_does_not_belong_together_is_told_before_anything_compiles():
 def test_two_threads_in_one_session_are_told_apart(monkeypatch):
     """The second is refused while the first is inside; the first, and the session, go on."""
     one, alone = older(), older()
-    inside, go_on, read = threading.Event(), threading.Event(), one._decoder.wake
+    inside, go_on, read = threading.Event(), threading.Event(), Decoder.wake
 
-    def slow(tokens_B):
+    def slow(decoder, tokens_B):
         inside.set()
         assert go_on.wait(60)
-        return read(tokens_B)
+        return read(decoder, tokens_B)
 
-    monkeypatch.setattr(one._decoder, "wake", slow)
+    monkeypatch.setattr(Decoder, "wake", slow)
     stream = one.generate(5)
     first = threading.Thread(target=lambda: one.feed([1]))
     first.start()
@@ -280,13 +322,117 @@ def test_two_threads_in_one_session_are_told_apart(monkeypatch):
 
 
 def test_logits_that_are_no_numbers_are_told_and_not_read():
-    one = older()
-    one._logits_BY = one._logits_BY * np.float32(np.nan)
+    mind = older().mind
+    mind = dataclasses.replace(mind, logits_Y=mind.logits_Y * np.float32(np.nan))
+    one = Session.from_mind(minds.params(CONFIG), mind, config=CONFIG)
     position = one.position
     with pytest.raises(SessionError, match=f"behind token {position} are not numbers"):
         next(one.generate())
     one.rewind(L + 1)
     assert next(one.generate()) in range(Y)
+
+
+@functools.cache
+def hearing(code) -> set[int]:
+    """Before which bytecodes Python looks for signals: behind calls, and where loops and functions
+    begin."""
+    found, last = set(), ""
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        if last.startswith("CALL") or name in ("RESUME", "JUMP_BACKWARD"):
+            found.add(instruction.offset)
+        last = name
+    return found
+
+
+def interrupted(deed, chance: int) -> bool:
+    """Does it, with Ctrl-C at one of the chances to hear it; whether there was that one."""
+    left = itertools.count(chance, -1)
+
+    def ring(frame, event, _):
+        code = frame.f_code
+        frame.f_trace_opcodes = code.co_filename in (decode.__file__, session_module.__file__)
+        if event == "opcode" and frame.f_lasti in hearing(code) and next(left) == 0:
+            raise KeyboardInterrupt
+        return ring
+
+    sys.settrace(ring)
+    try:
+        deed()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+DEEDS = {
+    "feed": lambda one: one.feed([7]),
+    "sleep": lambda one: one.feed([7, 1, 2]),
+    "score": lambda one: one.score([7, 1]),
+    "nap": lambda one: one.nap(),
+    "rewind": lambda one: one.rewind(L + 2),
+    "generate": lambda one: next(one.generate(sampling=GREEDY)),
+    "fork": lambda one: one.fork(),
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_an_interrupt_costs_nothing(deed):
+    """Wherever it is heard in what a session does: that is then one that was never interrupted, as
+    far as it came, and lives on like it. Only numbers of a window that was read again may differ,
+    by rounding."""
+    one = older()
+    stages = [one.fork()]
+    if deed == "generate":
+        stages.append(older())
+        list(stages[-1].generate(1, sampling=GREEDY))
+    elif deed == "sleep":
+        for tokens in ([7, 1], [], [2]):
+            stages.append(stages[-1].fork())
+            if not tokens:
+                stages[-1].nap()
+            stages[-1].feed(tokens)
+    else:
+        stages.append(one.fork())
+        DEEDS[deed](stages[-1])
+    known = {(each.position, each.sleeps): each for each in stages}
+    reached = set()
+    for chance in itertools.count():
+        twin = one.fork()
+        came = interrupted(functools.partial(DEEDS[deed], twin), chance)
+        alike = known[twin.position, twin.sleeps].fork()
+        reached.add((twin.position, twin.sleeps))
+        assert (twin.tokens, twin.policy) == (alike.tokens, alike.policy)
+        assert_agree([twin.state, twin.logits], [alike.state, alike.logits])
+        if not came:
+            break
+        assert list(twin.generate(2)) == list(alike.generate(2))
+    assert reached == set(known)
+
+
+def test_ctrl_c_costs_nothing():
+    """As a signal, at any moment of a life; also while a window is read again."""
+    whole = list(older().generate(60, sampling=GREEDY))
+    rng, old = np.random.default_rng(0), signal.getsignal(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    one, rings = older(), 0
+    try:
+        while one.position < L + 4 + len(whole):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, float(rng.uniform(1e-4, 4e-3)))
+                list(one.generate(L + 4 + len(whole) - one.position, sampling=GREEDY))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                rings += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert rings
+    straight = older()
+    straight.feed(whole)
+    assert one.tokens == straight.tokens
+    assert_agree([one.state, one.logits], [straight.state, straight.logits])
 
 
 WORDS = ["a", "mind", "that", "sleeps", "folds", "its", "window", "into", "fast", "weights", "."]
@@ -320,6 +466,17 @@ def test_text_goes_in_and_comes_out(tmp_path):
         assert written == "".join(f" {WORDS[token]}" for token in ids)  # behind the word before
         assert len(ids) < 100
     assert ids
+
+
+def test_text_goes_on_behind_an_id_that_has_none():
+    """Such as the end of a document, which belongs to the model alone."""
+    config = dataclasses.replace(CONFIG, vocab_size=257)
+    one = session(config, tokenizer="bytes")
+    one.feed([ord("a"), 256])
+    other = one.fork()
+    ids = list(other.generate(20, sampling=GREEDY, stop=[256]))
+    written = "".join(one.generate_text(20, sampling=GREEDY))
+    assert ids and written == bytes(ids).decode(errors="replace")
 
 
 def test_a_number_of_passes_is_a_policy():

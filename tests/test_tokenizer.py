@@ -31,6 +31,18 @@ def test_a_stream_goes_on_behind_its_past(tokenizer):
     assert written and TEXT.endswith(written)
 
 
-def test_a_character_that_is_cut_is_shown():
-    stream = load_tokenizer("bytes").text_stream()
-    assert stream.add("日".encode()[0]) == "" and stream.end() == "�"
+def test_a_character_that_is_cut_is_shown(tokenizer):
+    """At the end, as Python shows what is no UTF-8."""
+    (ids,) = tokenizer.encode([" a 夢"])
+    stream = tokenizer.text_stream()
+    pieces = [stream.add(int(token)) for token in ids[:-1]]
+    assert "".join(pieces) == " a " and stream.end() == "�"
+    assert stream.end() == ""
+
+
+def test_text_starts_anew_behind_an_id_that_has_none(tokenizer):
+    """In what is written and in the past; a character that it cuts is shown."""
+    (ids,) = (each.tolist() for each in tokenizer.encode([" a 夢"]))
+    stream = tokenizer.text_stream([*ids[:-1], tokenizer.vocab_size])
+    tokens = [*ids[:-1], tokenizer.vocab_size + 1, *ids]
+    assert "".join(map(stream.add, tokens)) + stream.end() == " a � a 夢"

@@ -309,10 +309,14 @@ def test_where_no_one_looks_tokens_past_the_boundary_are_lost(config):
 
 
 def test_a_state_of_another_config_is_named():
-    """Its window, its width, or the blocks themselves."""
+    """Its window, its width, its dtype, or the blocks themselves."""
     for changes, message in (
         ({"window": 5}, r"features_BLD must have shape|keys must have shape"),
         ({"pattern": "G"}, r"made for another config: .* pattern '\[AGAG\]G'"),
+        (
+            {"compute_dtype": "bfloat16"},
+            r"must have shape .* and dtype float32; got .* and bfloat16",
+        ),
         ({"eviction": "sliding"}, r"made for another config: .* eviction 'hard'"),
     ):
         foreign = newborn(dataclasses.replace(HARD, **changes))
@@ -323,6 +327,44 @@ def test_a_state_of_another_config_is_named():
 def test_lists_of_tokens_are_tokens():
     logits, _ = wake(HARD, newborn(HARD), TOKENS.tolist())
     assert_identical(logits, wake(HARD, newborn(HARD), TOKENS)[0])
+
+
+def aligned(x: np.ndarray) -> np.ndarray:
+    """A copy that lies as a device could take it without a copy of its own."""
+    room = np.zeros(x.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    placed = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    placed[...] = x
+    return placed
+
+
+@pytest.mark.parametrize("call", ["wake", "lengths", "ingest", "decode", "sleep"])
+def test_the_callers_arrays_may_be_written_to_as_soon_as_a_call_returns(call):
+    """What is computed later is of what they held at the call."""
+    config = dataclasses.replace(TINY, d_model=64, window=64)  # long enough to be overtaken
+    mind = params(config), newborn(config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (B, 64)).astype(np.int32)
+    awake = sleepnet.wake(*mind, tokens, config=config)[1]
+    calls = {
+        "wake": (tokens, lambda x: sleepnet.wake(*mind, x, config=config)),
+        "lengths": (
+            np.array([64, 9, 30], np.int32),
+            lambda x: sleepnet.wake(*mind, tokens, length_B=x, config=config),
+        ),
+        "ingest": (tokens, lambda x: sleepnet.sleep_from_tokens(*mind, x, config=config)),
+        "decode": (tokens[:, 0], lambda x: sleepnet.Decoder(*mind, config=config).wake(x)),
+        "sleep": (
+            np.array([True, False, True]),
+            lambda x: sleepnet.sleep(mind[0], awake, rows_B=x, config=config),
+        ),
+    }
+    given, result_of = calls[call]
+    expected = jax.tree.map(np.array, result_of(given.copy()))
+    for _ in range(20):
+        lent = aligned(given)
+        result = result_of(lent)
+        lent[...] = 1
+        assert_identical(result, expected)
 
 
 def test_shapes_are_checked_under_a_transformation_too():

@@ -86,7 +86,7 @@ def wake(config: ExperimentConfig, topology: Topology, rows: int) -> Step:
     state = jax.eval_shape(decode.unstack_state, state)
     tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
     here = SingleDeviceSharding(topology.devices[0])
-    arguments = _placed((params, state, tokens), here)
+    arguments = _placed((params, *decode.halves(state), tokens), here)
     return Step(
         name=f"wake {rows} rows",
         devices=1,

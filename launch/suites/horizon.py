@@ -85,9 +85,9 @@ class Reader:
     def _clock(self, T) -> float:
         tokens_BT = np.zeros((1, T), np.int32)
         began = time.perf_counter()
-        logits_BY, self.state = decode.step(
-            self._params, self.state, tokens_BT, config=self._config
-        )
+        past, window = decode.halves(self.state)
+        logits_BY, window = decode.step(self._params, past, window, tokens_BT, config=self._config)
+        self.state = decode.joined(past, window)
         jax.block_until_ready(logits_BY)
         return 1e3 * (time.perf_counter() - began)
 

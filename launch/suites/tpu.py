@@ -73,10 +73,10 @@ def _rule_rows(name):
 def _wake_row(name):
     params, state = shapes(MODEL, ROWS)
     params = jax.eval_shape(decode.unstack_params, params)
-    state = jax.eval_shape(decode.unstack_state, state)
+    past, window = decode.halves(jax.eval_shape(decode.unstack_state, state))
     tokens = jax.ShapeDtypeStruct((ROWS, 1), jnp.int32)
     compiled, seconds = _compile(
-        functools.partial(decode.step.lower, config=MODEL), name, params, state, tokens
+        functools.partial(decode.step.lower, config=MODEL), name, params, past, window, tokens
     )
     return {"program": "wake", "form": "xla", **_about(compiled, seconds, name)}
 

@@ -1,17 +1,22 @@
 """A person's way from a trained run to text: prompts, a live line, minds that go on."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import corpora
 import jax
 import pytest
 
+from launch.live_line import LiveLine
 from sleepnet import Sampling, Session, UntilStill
 from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig
 from sleepnet.training import newborn
@@ -135,16 +140,55 @@ def test_what_is_wrong_is_told_in_a_line(of_text, of_numbers, tmp_path):
         assert complaint in told.splitlines()[-1]
 
 
-@pytest.mark.slow
-def test_a_terminal_has_a_live_line_and_is_given_back(of_numbers, tmp_path):
-    """The line keeps the last row, below the text; Ctrl-C ends the stream and saves."""
+def terminal(rows: int, columns: int) -> tuple[int, int]:
+    """Our end and theirs."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    return ours, theirs
+
+
+def test_the_live_line_has_the_size_of_its_own_terminal(capfd):
+    """Whatever standard output is."""
+    ours, theirs = terminal(rows=50, columns=132)
+    with open(theirs, "w") as stream:
+        line = LiveLine(stream)
+        line.show("x" * 200)
+        shown = os.read(ours, 4096)
+    assert b"\x1b[1;49r" in shown and b"\x1b[50;1H" + b"x" * 132 + b"\x1b[K" in shown
+    LiveLine(sys.stdout).close("done")
+    assert capfd.readouterr().out == "done\n"
+
+
+def test_a_reader_that_leaves_ends_it(of_numbers, tmp_path):
+    """As `| head` does: the mind is saved, the terminal given back, without a complaint."""
+    ours, theirs = terminal(rows=20, columns=100)
     path = tmp_path / "mind"
     flags = ("--prompt=3 1 4", "--max_tokens=100000000", "--temperature=5", f"--save={path}")
     process = subprocess.Popen(
-        command(of_numbers, *flags), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**os.environ, "LINES": "20", "COLUMNS": "100"},
-    )  # fmt: skip
+        command(of_numbers, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    assert process.stdout.read(1)
+    process.stdout.close()
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while piece := os.read(ours, 4096):
+            shown += piece
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    rest = shown[shown.rindex(b"\x1b[r") + len(b"\x1b[r\x1b8") :].decode()
+    assert LINE.fullmatch(rest.strip()), rest
+    assert Session.load(path, load_params(of_numbers)[0]).position > 3
+
+
+@pytest.mark.slow
+def test_a_terminal_has_a_live_line_and_is_given_back(of_numbers, tmp_path):
+    """The line keeps the last row, below the text; Ctrl-C ends the stream and saves."""
+    ours, theirs = terminal(rows=20, columns=100)
+    path = tmp_path / "mind"
+    flags = ("--prompt=3 1 4", "--max_tokens=100000000", "--temperature=5", f"--save={path}")
+    process = subprocess.Popen(
+        command(of_numbers, *flags), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     shown = b""
     while shown.count(b"ms per token") < 3:
