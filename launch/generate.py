@@ -13,6 +13,7 @@ A run on another task than text reads token ids, such as "3 1 4", and writes ids
 """
 
 import dataclasses
+import os
 import pathlib
 import signal
 import sys
@@ -24,6 +25,7 @@ from absl import flags
 
 from launch import cli
 from launch.live_line import LiveLine, tell
+from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig, TextConfig
 from sleepnet.session import Session, SessionError
 from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
@@ -55,21 +57,33 @@ _SHOWN_EVERY = 0.1  # seconds
 
 
 def main(_):
+    try:
+        return _main()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # nothing was read or written yet
+
+
+def _main() -> int | None:
     policy, prompt = _policy(), _prompt()
+    if _SAVE.value:
+        storage.prepare_file(_SAVE.value)
     workdir = pathlib.Path(_WORKDIR.value)
     config = load_config(workdir)
     tokenizer = None
     if isinstance(config.task, TextConfig):
         tokenizer = load_tokenizer(config.task.tokenizer, field="task.tokenizer")
     ids = tokenizer.encode([prompt])[0] if tokenizer else _ids(prompt)
+    _check_ids(ids, config.model.vocab_size)
     params, _ = load_params(workdir, _STEP.value)
     session = _session(params, config, tokenizer)
     session.policy = policy or session.policy
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     session.sampling = dataclasses.replace(session.sampling, **given)
-    stopped_by = _write(session, ids, text=tokenizer is not None)
-    if _SAVE.value:
-        session.save(_SAVE.value)
+    try:
+        stopped_by = _write(session, ids, text=tokenizer is not None)
+    finally:
+        if _SAVE.value:
+            session.save(_SAVE.value)
     return 128 + stopped_by if stopped_by else None
 
 
@@ -86,12 +100,15 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
             if not tell(sys.stdout, piece):
                 return signal.SIGPIPE
             progress.show()
+            progress.count_from_here()
             if stop.signal:
                 return stop.signal
     except SessionError as error:
         raise ConfigError(f"the model of {_WORKDIR.value}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"the prompt: {error}") from None
+    except OSError as error:
+        raise storage.StorageError(f"cannot write to standard output: {error.strerror}") from None
     finally:
         tell(sys.stdout, "\n")
         progress.end()
@@ -119,9 +136,9 @@ def _prompt() -> str:
     if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
         raise ConfigError("--prompt and --prompt_file are two prompts: give one")
     if _PROMPT.value is not None:
-        return _PROMPT.value
+        return _decoded("--prompt", os.fsencode(_PROMPT.value))
     if _PROMPT_FILE.value is None:
-        if sys.stdin.isatty() and _LOAD.value:
+        if sys.stdin is None or (sys.stdin.isatty() and _LOAD.value):
             return ""
         return _decoded("standard input", sys.stdin.buffer.read())
     try:
@@ -150,6 +167,16 @@ def _ids(prompt: str) -> np.ndarray:
             f"the prompt of a run that is not on text must be token ids, such as '3 1 4'; got "
             f"{prompt[:40]!r}"
         ) from None
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int):
+    """All at once: what a prompt's beginning has cost is not lost by its end."""
+    for place in np.flatnonzero((ids < 0) | (ids >= vocab_size)):
+        nearest = min(max(int(ids[place]), 0), vocab_size - 1)
+        raise ConfigError(
+            f"the prompt: token id {ids[place]} at place {place} is outside the vocabulary; ids "
+            f"lie in 0..{vocab_size - 1}, the nearest is {nearest}"
+        )
 
 
 def _policy() -> Policy | None:
@@ -184,7 +211,8 @@ class _Progress:
 
     def __init__(self, session: Session):
         self._session, self._line = session, LiveLine(sys.stderr)
-        self._start, self._began, self._shown = session.position, time.perf_counter(), 0.0
+        self._start, self._shown, self._counts = session.position, 0.0, False
+        self._since = session.position, time.perf_counter()
 
     def show(self):
         now = time.perf_counter()
@@ -192,13 +220,19 @@ class _Progress:
             self._shown = now
             self._line.show(self._text())
 
+    def count_from_here(self):
+        """The first time it is called: from there on, nothing compiles."""
+        if not self._counts:
+            self._counts, self._since = True, (self._session.position, time.perf_counter())
+
     def end(self):
         self._line.close(self._text())
 
     def _text(self) -> str:
         mind = self._session
         tokens = mind.position - self._start
-        each_ms = 1e3 * (time.perf_counter() - self._began) / max(tokens, 1)
+        position, began = self._since
+        each_ms = 1e3 * (time.perf_counter() - began) / max(mind.position - position, 1)
         return (
             f"{tokens} tokens  {mind.position} in its life  {mind.sleeps} sleeps  "
             f"{each_ms:.2f} ms per token  {mind.state_bytes:,} bytes of state"

@@ -6,17 +6,25 @@ from typing import TextIO
 _SAVE, _RESTORE, _CLEAR = "\x1b7", "\x1b8", "\x1b[K"
 
 
-def tell(stream: TextIO, text: str) -> bool:
+def tell(stream: TextIO | None, text: str) -> bool:
     """Writes at once; whether someone reads it. Where no one does any more, as behind `| head`, the
-    stream takes this and all that follows for nothing."""
+    stream takes this and all that follows for nothing.
+
+    Raises:
+      OSError: it cannot be written for another reason; what follows is taken for nothing, too.
+    """
+    if stream is None:  # closed when the program began
+        return False
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-        return False
+        if isinstance(error, BrokenPipeError):
+            return False
+        raise
     return True
 
 
@@ -27,11 +35,11 @@ class LiveLine:
       stream: where the terminal is, such as `sys.stderr`.
     """
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO | None):
         self._stream = stream
-        self._columns, self._rows = (
-            os.get_terminal_size(stream.fileno()) if stream.isatty() else (0, 0)
-        )
+        self._columns, self._rows = 0, 0
+        if stream is not None and stream.isatty():
+            self._columns, self._rows = os.get_terminal_size(stream.fileno())
         self._live = self._rows > 2
         if self._live:  # the rows above scroll on their own
             self._write(f"\n\x1b[A{_SAVE}\x1b[1;{self._rows - 1}r{_RESTORE}")

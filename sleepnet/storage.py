@@ -30,14 +30,25 @@ def write_atomic(path: pathlib.Path, content: str | bytes):
     Raises:
       StorageError: it cannot be written; what was there stays.
     """
-    path = pathlib.Path(path).resolve()  # through links, which stay
-    if path.exists() and not path.is_file():
-        raise StorageError(f"cannot write {path}: it is no regular file")
+    path = _target(path)
     data = content.encode() if isinstance(content, str) else content
     try:
         _replace(path, data)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def prepare_file(path: str | os.PathLike):
+    """Proves that `write_atomic` may write there, or raises StorageError; makes the folder."""
+    prepare_folder(_target(path).parent)
+
+
+def _target(path: str | os.PathLike) -> pathlib.Path:
+    """Through links, which stay."""
+    path = pathlib.Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise StorageError(f"cannot write {path}: it is no regular file")
+    return path
 
 
 def _replace(path: pathlib.Path, data: bytes):

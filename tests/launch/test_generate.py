@@ -130,14 +130,37 @@ def test_what_is_wrong_is_told_in_a_line(of_text, of_numbers, tmp_path):
         (of_text, ["--prompt="], "there is nothing to go on from"),
         (of_text, [f"--load={tmp_path / 'poem'}"], "no file of arrays"),
         (of_text, [f"--load={tmp_path / 'gone'}"], "does not exist"),
-        (of_text, ["--save=/nowhere/mind", "--max_tokens=0"], "cannot write /nowhere/mind"),
+        (of_text, ["--prompt=x", f"--save={tmp_path}"], "it is no regular file"),
+        (of_text, [f"--save={tmp_path / 'poem'}/mind"], "poem: File exists"),
         (of_numbers, ["--prompt=a b"], "must be token ids, such as '3 1 4'; got 'a b'"),
-        (of_numbers, ["--prompt=3 99"], "token id 99 in row 0, place 1"),
+        (of_numbers, ["--prompt=3 99"], "token id 99 at place 1 is outside"),
+        (of_numbers, ["--prompt=" + "3 " * 40 + "99"], "at place 40 is outside"),
         (tmp_path, [], "is no workdir of a run"),
     ):
         code, out, told = run(workdir, *arguments)
         assert code == 2 and not out.strip(), (arguments, told)
         assert complaint in told.splitlines()[-1]
+
+
+def test_what_cannot_be_written_is_told_and_the_mind_is_kept(of_numbers, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command(of_numbers, "--prompt=3 1 4", f"--save={tmp_path / 'mind'}"),
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert b"error: cannot write to standard output: No space left" in done.stderr
+    assert Session.load(tmp_path / "mind", load_params(of_numbers)[0]).position >= 3
+
+
+@pytest.mark.slow
+def test_streams_that_are_closed_are_no_failure_of_the_program(of_numbers):
+    written = " ".join(command(of_numbers, "'--prompt=3 1 4'", "--max_tokens=3"))
+    for closed, code in (("2>&-", 0), (">&-", 128 + signal.SIGPIPE), ("<&-", 0)):
+        done = subprocess.run(
+            f"exec {written} {closed}", shell=True, cwd=ROOT, capture_output=True, check=False
+        )
+        assert done.returncode == code and b"Traceback" not in done.stderr, (closed, done)
 
 
 def terminal(rows: int, columns: int) -> tuple[int, int]:
