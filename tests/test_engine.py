@@ -1,6 +1,8 @@
 """What a session of `Engine` may rely on, whoever is beside it."""
 
+import collections
 import dataclasses
+import sys
 import threading
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import sleepnet
+from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.engine import (
     CANCELLED,
@@ -264,17 +267,174 @@ def test_who_comes_first_is_served_first_and_long_prompts_hold_up_nobody(params)
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 12])
 def test_a_session_can_be_cancelled_in_whatever_it_does(engine, steps):
-    """Waiting, reading, asleep or speaking; its slot is free again."""
+    """Waiting, reading, asleep or speaking, it ends at the next step; its slot is free again."""
     keys = [engine.submit(prompt(i, 12), max_new_tokens=30) for i in range(SLOTS + 1)]
     for _ in range(steps):
         engine.step()
     for key in keys:
         engine.cancel(key)
-    ended = {event.key: event.reason for event in engine.run() if isinstance(event, Ended)}
-    assert ended == dict.fromkeys(keys, CANCELLED)
-    assert sum(engine.load) == 0
+    assert engine.step() == [Ended(key, CANCELLED) for key in keys]
+    assert not engine.busy and sum(engine.load) == 0
     with pytest.raises(KeyError, match="has ended, or never was"):
         engine.cancel(keys[0])
+
+
+@pytest.mark.parametrize("leave", [1, 2], ids=["one of a group", "the whole group"])
+@pytest.mark.parametrize("devices", [None, 2], ids=["in slices", "elsewhere"])
+def test_who_is_cancelled_asleep_ends_at_the_next_step(params, devices, leave):
+    """Before it draws. Its slot is another's at once, and those who sleep beside it sleep on: both
+    draw what they draw alone, bit for bit."""
+    engine = Engine(params, config=CONFIG, slots=2, work=2, group=2, devices=devices)
+    plan = (prompt(3, 2 * CONFIG.window), {"max_new_tokens": 9, "sampling": Sampling(seed=1)})
+    expected = alone(engine, plan[0], **plan[1])[0]
+    keys = [engine.submit(plan[0], **plan[1]) for _ in range(2)]
+    while engine.load.asleep < 2:
+        engine.step()
+    left, stay = keys[:leave], keys[leave:]
+    stay += [engine.submit(plan[0], **plan[1]) for _ in left]
+    for key in left:
+        engine.cancel(key)
+    assert engine.step()[:leave] == [Ended(key, CANCELLED) for key in left]
+    assert engine.load.waiting == 0
+    drawn = collections.defaultdict(list)
+    for event in engine.run():
+        if isinstance(event, Drawn):
+            drawn[event.key].append(event.token)
+    assert drawn == dict.fromkeys(stay, expected)
+
+
+# Sessions that read, speak, sleep and wait, while there is work for all of an engine's code.
+COMPANY = {
+    "reads": (prompt(1, 19), {"max_new_tokens": 4, "keep": True}),
+    "speaks": (prompt(2, 3), {"max_new_tokens": 9, "sampling": Sampling(seed=1)}),
+    "waits": (prompt(3, 9), {"max_new_tokens": 3}),
+    "leaves": (prompt(4, 9), {"max_new_tokens": 3}),
+}
+
+
+@pytest.fixture(scope="module")
+def small(params):
+    """An engine for `COMPANY`, and what each draws that stays."""
+    engine = Engine(params, config=CONFIG, slots=2, work=4, group=2)
+    return engine, {name: alone(engine, tokens, **o)[0] for name, (tokens, o) in COMPANY.items()}
+
+
+def company_in(engine, interrupt):
+    """name -> (tokens drawn, [Ended ..]) of `COMPANY`, with an interrupt after which it goes on."""
+    names = {engine.submit(tokens, **o): name for name, (tokens, o) in COMPANY.items()}
+    (leaves,) = (key for key, name in names.items() if name == "leaves")
+    engine.cancel(leaves)
+    heard = {name: ([], []) for name in COMPANY}
+
+    def listen():
+        for event in engine.run():
+            drawn, ended = heard[names[event.key]]
+            if isinstance(event, Drawn):
+                drawn.append(event.token)
+            else:
+                ended.append(event)
+
+    try:
+        interrupt(listen)
+    except KeyboardInterrupt:
+        listen()
+    assert not engine.busy and sum(engine.load) == 0
+    return heard
+
+
+class Interrupt:
+    """Calls, and raises KeyboardInterrupt before the n-th line of the engine's code."""
+
+    FILES = (sys.modules[Engine.__module__].__file__, slots_module.__file__)
+
+    def __init__(self, n):
+        self.n, self.lines = n, 0
+
+    def __call__(self, function):
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            function()
+        finally:
+            sys.settrace(before)
+
+    def _enter(self, frame, *_):
+        return self._line if frame.f_code.co_filename in self.FILES else None
+
+    def _line(self, frame, what, _):
+        self.lines += what == "line"
+        if self.lines == self.n:
+            self.lines += 1
+            raise KeyboardInterrupt
+        return self._line
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9))]
+)
+def test_an_interrupt_anywhere_leaves_an_engine_that_goes_on(small, seed):
+    """Each session ends once: undisturbed, or failed by the interrupt after the first of what it
+    would have drawn. Nothing hangs, and who comes next finds all as ever."""
+    engine, expected = small
+    count = Interrupt(0)
+    company_in(engine, count)
+    for n in np.random.default_rng(seed).integers(1, count.lines, 50):
+        for name, (drawn, ended) in company_in(engine, Interrupt(n)).items():
+            (end,) = ended
+            assert drawn == expected[name][: len(drawn)]
+            if end.reason == FAILED:
+                assert "a step was interrupted" in end.error
+            elif end.reason == LENGTH:
+                assert len(drawn) == len(expected[name])
+    tokens, options = COMPANY["reads"]
+    assert alone(engine, tokens, **options)[0] == expected["reads"]
+
+
+def test_an_interrupt_while_the_device_works_loses_nothing(small, monkeypatch):
+    """A step waits for the device most of its time; whoever interrupts it there may go on."""
+    engine, expected = small
+    patiently, waits = np.asarray, iter(range(1000))
+
+    def impatiently(x, *args, **options):
+        if isinstance(x, jax.Array) and next(waits) == 7:
+            raise KeyboardInterrupt
+        return patiently(x, *args, **options)
+
+    monkeypatch.setattr(np, "asarray", impatiently)
+    heard = company_in(engine, lambda listen: listen())
+    assert next(waits) > 8
+    for name in ("reads", "speaks", "waits"):
+        drawn, (end,) = heard[name]
+        assert (drawn, end.reason) == (expected[name], LENGTH)
+
+
+@pytest.mark.parametrize("program", ["_read_one", "_read_piece", "_take", "_put"])
+@pytest.mark.parametrize("loses", [False, True], ids=["minds stay", "minds are lost"])
+def test_a_program_that_fails_ends_those_it_was_for(small, monkeypatch, program, loses):
+    """Or everybody in a slot, if it took their memory with it; the error is in `Ended.error`, and
+    the others, and those who come, draw what they would."""
+    engine, expected = small
+    works, calls = getattr(slots_module, program), []
+
+    def fails(*args, **options):
+        calls.append(args)
+        if len(calls) != 2:
+            return works(*args, **options)
+        if loses:
+            state = args[0] if program in ("_take", "_put") else args[1]
+            jax.tree.map(lambda x: x.delete(), state)
+        raise RuntimeError("the device is out of memory")
+
+    monkeypatch.setattr(slots_module, program, fails)
+    heard = company_in(engine, lambda listen: listen())
+    failed = {name for name, (_, (end,)) in heard.items() if end.reason == FAILED}
+    assert failed and len(calls) > 2
+    for name, (drawn, (end,)) in heard.items():
+        if name in failed:
+            assert "RuntimeError: the device is out of memory" in end.error
+            assert drawn == expected[name][: len(drawn)]
+        elif end.reason == LENGTH:
+            assert drawn == expected[name]
 
 
 @pytest.mark.parametrize(
