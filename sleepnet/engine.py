@@ -175,6 +175,11 @@ class Engine:
         self._tokens = min(work // self._rows, config.window)  # of each of them
         self._at_once = work // (self._rows * self._tokens)  # pieces or slices of a step
         self._devices = devices
+        self._params_to_sleep = params
+        if devices is not None and passes > 1:
+            self._params_to_sleep = parallel.send(
+                params, config=config, rows=self._rows, devices=devices
+            )
         self._newborn = Mind(
             state=cache.init_state(config, 1), policy=FixedPasses(passes), sampling=GREEDY
         )
@@ -285,10 +290,13 @@ class Engine:
         )  # fmt: skip
 
     def run(self) -> Iterator[Drawn | Ended]:
-        """Steps until no session is left; what is not taken, the next step gives."""
+        """Steps until no session is left; what is not taken, the next step gives.
+
+        Where all sleep on devices of their own, it waits until they wake.
+        """
         while self.busy:
             if self._broken or not self._events:
-                self._step()
+                self._step(patient=True)
             while self._events:
                 yield self._events.popleft()
 
@@ -304,7 +312,7 @@ class Engine:
 
     # A scheduling step, in its order.
 
-    def _step(self):
+    def _step(self, *, patient: bool = False):
         with self._alone():
             for phase in (
                 self._hear,  # what an interrupted step left
@@ -312,6 +320,9 @@ class Engine:
             ):  # fmt: skip
                 phase()
                 self._mend()
+            if patient and not self._events and self._all_asleep:
+                with self._error_ends(self._members):
+                    self._sleep.wait()
 
     def _end_cancelled(self):
         with self._lock:
@@ -377,6 +388,10 @@ class Engine:
             self._asleep, self._sleep = [], None
 
     @property
+    def _all_asleep(self) -> bool:
+        return self._sleep is not None and self.load[:3] == (0, 0, 0)
+
+    @property
     def _members(self) -> list[_Session]:
         """Of the group asleep."""
         return [session for session in self._asleep if session is not None]
@@ -388,7 +403,7 @@ class Engine:
         state = dataclasses.replace(state, window=window)
         if self._devices is None:
             return _InSlices(self._params, state, self._config, self._passes, self._tokens)
-        return _Elsewhere(self._params, state, self._config, self._passes, self._devices)
+        return _Elsewhere(self._params_to_sleep, state, self._config, self._passes, self._devices)
 
     def _set_under_way(self):
         """All that is to be read, before the first is waited for."""
@@ -615,6 +630,9 @@ class _InSlices:
             self._nap = continue_sleep(self._params, self._nap, tokens=self._tokens)
         return finish_sleep(self._nap, self._state) if self._nap.done else None
 
+    def wait(self):
+        """There is nothing to wait for: the caller does the work."""
+
 
 class _Elsewhere:
     """A group asleep on devices of its own, all of its sleep at once."""
@@ -626,6 +644,10 @@ class _Elsewhere:
         """As `_InSlices.go_on`; waits for nothing."""
         done = all(x.is_ready() for x in jax.tree.leaves(self._state))
         return self._state if done else None
+
+    def wait(self):
+        """Until it is done."""
+        jax.block_until_ready(self._state)
 
 
 def _draw_of(session: _Session, count: int) -> int:

@@ -1,6 +1,7 @@
 """What a session of `Engine` may rely on, whoever is beside it."""
 
 import collections
+import contextlib
 import dataclasses
 import sys
 import threading
@@ -464,6 +465,109 @@ def test_a_state_of_another_model_or_of_two_minds_is_refused(engine):
     ):
         with pytest.raises(ValueError, match=message):
             engine.submit([1], max_new_tokens=1, mind=mind_of(state))
+
+
+@pytest.mark.parametrize(
+    "policy", [sleepnet.FixedPasses(2), sleepnet.UntilStill(), sleepnet.WithinSeconds(seconds=1)],
+    ids=str,
+)  # fmt: skip
+def test_a_mind_that_sleeps_in_another_way_is_refused(engine, policy):
+    """The engine would not do as its policy says. The message says how to have it go on."""
+    mind = mind_of(sleepnet.init_state(CONFIG, 1))
+    other = dataclasses.replace(mind, policy=policy)
+    with pytest.raises(ValueError, match=r"sleeps by .*, and all .* by FixedPasses") as refusal:
+        engine.submit([1], max_new_tokens=1, mind=other)
+    assert f"sleeps by {policy}" in str(refusal.value)
+    assert "dataclasses.replace(mind, policy=FixedPasses(passes=3))" in str(refusal.value)
+    other = dataclasses.replace(other, policy=sleepnet.FixedPasses(passes=3))
+    drawn, _ = alone(engine, [1], max_new_tokens=1, mind=other)
+    assert drawn == alone(engine, [1], max_new_tokens=1, mind=mind)[0]
+
+
+def test_an_engine_of_other_passes_than_its_configs_sleeps_as_often(params):
+    """As one of a config with those passes."""
+    plan = (prompt(20, 3 * CONFIG.window), dict(max_new_tokens=12, keep=True))
+    engines = (
+        Engine(params, config=CONFIG, slots=1, passes=2),
+        Engine(params, config=dataclasses.replace(CONFIG, passes=2), slots=1),
+    )
+    (drawn, ended), (expected, by_config) = (alone(e, plan[0], **plan[1]) for e in engines)
+    assert drawn == expected and ended.mind.policy == sleepnet.FixedPasses(2)
+    assert_same_minds(ended.mind, by_config.mind)
+
+
+def test_a_mind_from_another_device_is_brought_home(params, engine):
+    """What it draws is what it draws from here; nothing is compiled, and nobody else is moved."""
+    session = sleepnet.Session(params, config=CONFIG)
+    session.feed(prompt(12, 5))
+    plan = (prompt(13, 7), {"max_new_tokens": 6, "keep": True})
+    here = alone(engine, plan[0], mind=session.mind, **plan[1])
+    for device in jax.local_devices()[1:3]:
+        elsewhere = dataclasses.replace(
+            session.mind, state=jax.device_put(session.mind.state, device)
+        )
+        with compiled() as programs:
+            there = alone(engine, plan[0], mind=elsewhere, **plan[1])
+        assert not programs and there[0] == here[0]
+        assert_same_minds(there[1].mind, here[1].mind)
+
+
+def test_a_mind_that_cannot_be_taken_in_fails_alone(engine):
+    """Here because its owner deleted it meanwhile."""
+    plan = (prompt(5, 11), {"max_new_tokens": 5})
+    lost = mind_of(sleepnet.init_state(CONFIG, 1))
+    keys = [
+        engine.submit(prompt(1, 3), max_new_tokens=1, mind=lost),
+        engine.submit(*plan[:1], **plan[1]),
+    ]
+    jax.tree.map(lambda x: x.delete(), lost.state)
+    events = list(engine.run())
+    (failed,) = (event for event in events if event.key == keys[0])
+    assert failed.reason == FAILED and "deleted" in failed.error
+    drawn = [event.token for event in events if isinstance(event, Drawn)]
+    assert drawn == alone(engine, plan[0], **plan[1])[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"slots": 3, "group": 2},
+        {"devices": 2},
+        {"devices": 1},
+        {"devices": 4, "slots": 4, "group": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("committed", [False, True])
+def test_nothing_is_compiled_once_an_engine_is_made(params, options, committed):
+    """Whether minds are newborn, kept, or from a file; wherever they sleep."""
+    if committed:
+        params = jax.device_put(params, jax.local_devices()[1])
+    engine = Engine(params, config=CONFIG, **{"slots": 2} | options)
+    from_file = mind_of(jax.tree.map(np.asarray, sleepnet.init_state(CONFIG, 1)))
+    with compiled() as programs:
+        plan = {"max_new_tokens": 15, "sampling": Sampling(seed=1), "keep": True}
+        ended = run(engine, **{name: (prompt(0, 20), plan) for name in "abc"})
+        for mind in (ended["a"][1].mind, from_file):
+            alone(engine, prompt(1, 20), mind=mind, **plan)
+    assert not programs
+
+
+@contextlib.contextmanager
+def compiled():
+    """How long each program took that is compiled meanwhile, or found in JAX's cache on disk."""
+    seconds = []
+
+    def hear(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
 
 
 def test_more_than_may_wait_are_sent_back(params):
