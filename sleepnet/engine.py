@@ -8,10 +8,13 @@
 
 Each scheduling step does a bounded amount of work, in programs of fixed shapes: one token for
 every row that speaks, one piece of what some rows are given to read, and one slice of the sleep of
-a group whose windows are full. So a row waits for a neighbour's sleep no longer than one slice
-takes; and what a row draws is, bit for bit, what it would draw alone in the same engine. In one of
-other sizes it differs by roundoff, since XLA sums in another order: after ten sleeps by less than
-5e-6 of the state's largest entry.
+a group whose windows are full. So a row that is awake waits for a neighbour's sleep no longer than
+one slice takes. One that must sleep itself waits for the group that sleeps already and for those
+before it: who speaks goes before who reads, but for one group in `slots` + 1.
+
+What a row draws is, bit for bit, what it would draw alone in the same engine. In one of other sizes
+it differs by roundoff, since XLA sums in another order: after ten sleeps by less than 5e-6 of the
+state's largest entry.
 
 Whatever breaks, the engine goes on: a session that an error befalls ends as failed, and where an
 error takes the memory of all slots with it, so does everybody in one. An interrupt that meets a
@@ -192,6 +195,7 @@ class Engine:
         self._tired: collections.deque[_Session] = collections.deque()
         self._asleep: list[_Session | None] = []  # by their place in the group
         self._sleep: Any = None
+        self._passed_over = 0  # groups in a row while readers were tired
         self._unheard: collections.deque[_Read] = collections.deque()
         self._broken: dict[_Session, str] = {}  # why those must end, in whom books and slots differ
         self._events: collections.deque[Drawn | Ended] = collections.deque()
@@ -369,7 +373,7 @@ class Engine:
 
     def _fall_asleep(self):
         """The next group, if anybody is tired."""
-        asleep = list(itertools.islice(self._tired, self._rows))
+        asleep = self._next_to_sleep()
         if not asleep:
             return
         with self._breaking_ends(asleep):
@@ -377,6 +381,15 @@ class Engine:
                 self._tired.remove(session)
             state = self._slots.take([session.row for session in asleep], self._rows)
             self._asleep, self._sleep = [*asleep], self._begin(state)
+
+    def _next_to_sleep(self) -> list[_Session]:
+        """Those who speak, then those who read; but these first where they waited long."""
+        readers_first = self._passed_over >= self._slots.count
+        in_order = sorted(self._tired, key=lambda session: session.speaks == readers_first)
+        chosen, left = in_order[: self._rows], in_order[self._rows :]
+        passed_over = all(s.speaks for s in chosen) and not all(s.speaks for s in left)
+        self._passed_over = self._passed_over + 1 if passed_over else 0
+        return chosen
 
     def _rise(self, state: WakeState):
         with self._breaking_ends(self._members):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import sleepnet
+from sleepnet import engine as engine_module
 from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.engine import (
@@ -116,11 +117,19 @@ def test_a_session_draws_what_its_mind_would(params, changes):
 
 
 @pytest.mark.parametrize(
-    ("seed", "sessions"), [(0, 12), (1, 12), pytest.param(2, 64, marks=pytest.mark.slow)]
+    ("seed", "sessions", "sizes"),
+    [
+        (0, 12, {}),
+        (1, 12, {"work": 7, "group": 2}),
+        (2, 12, {"group": 3}),
+        pytest.param(3, 64, {}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
-def test_a_session_is_bit_equal_to_itself_alone(engine, seed, sessions):
+def test_a_session_is_bit_equal_to_itself_alone(params, seed, sessions, sizes):
     """Sessions of random lengths that join at random steps, are cancelled, and sleep when each
-    must: tokens drawn, and the minds that stay."""
+    must, alone or in groups: tokens drawn, and the minds that stay."""
+    engine = Engine(params, config=CONFIG, slots=SLOTS, **sizes)
     rng = np.random.default_rng(seed)
     plans = {}
     for i in range(sessions):
@@ -213,6 +222,84 @@ def test_neighbours_draw_a_token_in_every_step_in_which_another_sleeps(params):
     assert all(any(event.key == speaker for event in step) for step in events)
     assert engine.load.asleep == 1
     assert [event.key for event in engine.run()] == [sleeper] * 2
+
+
+def test_who_speaks_sleeps_before_who_reads(params):
+    """However little work a step may do, and beside however many readers: between two of its draws
+    lie one sleep of a neighbour, which had begun, its own, and two steps to hear of them."""
+    engine = Engine(params, config=CONFIG, slots=8, work=1)
+    for i in range(7):
+        engine.submit(prompt(i, 3000), max_new_tokens=0)
+    speaker = engine.submit(prompt(99, 3), max_new_tokens=4 * CONFIG.window)
+    steps, drawn_in = 0, []
+    while len(drawn_in) < 4 * CONFIG.window:
+        drawn_in += [steps for event in engine.step() if event.key == speaker]
+        steps += 1
+    one_sleep = 3 * CONFIG.window  # two passes of the core and one of the coda
+    assert one_sleep <= max(np.diff(drawn_in)) <= 2 * one_sleep + 2
+
+
+def test_who_reads_is_not_kept_from_sleep_for_ever(params):
+    """By speakers who leave no time: of `slots` + 1 groups one at least is the readers'."""
+    engine = Engine(params, config=CONFIG, slots=4, work=1)
+    speakers = [engine.submit(prompt(i, 1), max_new_tokens=40 * CONFIG.window) for i in range(3)]
+    reader = engine.submit(prompt(9, 3 * CONFIG.window), max_new_tokens=0)
+    ended = next(event for event in engine.run() if isinstance(event, Ended))
+    assert ended == (reader, LENGTH, None, None)
+    for key in speakers:
+        engine.cancel(key)
+    assert len(engine.step()) == 3
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"work": 1}, {}, {"work": 5, "group": 2}, {"work": 50, "group": 3}],
+    ids=str,
+)
+def test_a_step_does_no_more_work_than_it_may(params, monkeypatch, sizes):
+    """Tokens read in pieces, and tokens slept on, of all rows together; and it does not idle."""
+    engine, done = Engine(params, config=CONFIG, slots=SLOTS, **sizes), collections.Counter()
+    read_piece, sleep = slots_module.Slots.read_piece, engine_module.continue_sleep
+
+    def reads(slots, rows, tokens_QT, length_Q, *rest):
+        done["read"] += int(length_Q.sum())
+        return read_piece(slots, rows, tokens_QT, length_Q, *rest)
+
+    def sleeps(params, nap, *, tokens):
+        done["slept on"] += tokens * nap.window.length_B.shape[0]
+        return sleep(params, nap, tokens=tokens)
+
+    monkeypatch.setattr(slots_module.Slots, "read_piece", reads)
+    monkeypatch.setattr(engine_module, "continue_sleep", sleeps)
+    for i in range(SLOTS):
+        engine.submit(prompt(i, 5 * CONFIG.window), max_new_tokens=4)
+    most = collections.Counter()
+    while engine.busy:
+        done.clear()
+        engine.step()
+        most |= done
+    work = sizes.get("work", SLOTS * CONFIG.passes)
+    assert max(most.values()) <= work and min(most["read"], most["slept on"]) >= work / 2
+
+
+def test_run_waits_for_those_who_sleep_elsewhere(params, monkeypatch):
+    """It does not ask over and over whether they have woken."""
+
+    class LightSleeper(engine_module._Elsewhere):
+        asked, waited_for = 0, False
+
+        def go_on(self):
+            self.asked += 1
+            assert self.waited_for or self.asked < 30
+            return super().go_on() if self.waited_for else None
+
+        def wait(self):
+            super().wait()
+            self.waited_for = True
+
+    engine = Engine(params, config=CONFIG, slots=2, devices=2)
+    monkeypatch.setattr(engine_module, "_Elsewhere", LightSleeper)
+    assert alone(engine, prompt(1, 20), max_new_tokens=3)[1].reason == LENGTH
 
 
 def test_devices_of_their_own_sleep_for_the_rows(params, engine):
@@ -346,7 +433,7 @@ def company_in(engine, interrupt):
 class Interrupt:
     """Calls, and raises KeyboardInterrupt before the n-th line of the engine's code."""
 
-    FILES = (sys.modules[Engine.__module__].__file__, slots_module.__file__)
+    FILES = (engine_module.__file__, slots_module.__file__)
 
     def __init__(self, n):
         self.n, self.lines = n, 0
