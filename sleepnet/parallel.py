@@ -112,6 +112,9 @@ def send(params, *, config: ModelConfig, rows: int, devices=None, axis: str | No
 
     Args:
       config, devices, axis: as for `sleep`.
+
+    Raises:
+      ValueError: more devices than there are; an unknown axis.
     """
     devices, _ = _plan(config, rows, config.window, devices, axis)
     return jax.device_put(params, devices[0]) if len(devices) == 1 else replicate(params, devices)
