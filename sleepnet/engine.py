@@ -8,17 +8,26 @@
 
 Each scheduling step does a bounded amount of work, in programs of fixed shapes: one token for
 every row that speaks, one piece of what some rows are given to read, and one slice of the sleep of
-a group whose windows are full. So a row waits for a neighbour's sleep no longer than one slice
-takes; and what a row draws is, bit for bit, what it would draw alone in the same engine. In one of
-other sizes it differs by roundoff, since XLA sums in another order: after ten sleeps by less than
-5e-6 of the state's largest entry.
+a group whose windows are full. So a row that is awake waits for a neighbour's sleep no longer than
+one slice takes. One that must sleep itself waits for the group that sleeps already and for those
+before it: who speaks goes before who reads, but for one group in `slots` + 1.
+
+What a row draws is, bit for bit, what it would draw alone in the same engine. In one of other sizes
+it differs by roundoff, since XLA sums in another order: after ten sleeps by less than 5e-6 of the
+state's largest entry.
+
+Whatever breaks, the engine goes on: a session that an error befalls ends as failed, and where an
+error takes the memory of all slots with it, so does everybody in one. An interrupt that meets a
+step as it waits for the device changes nothing; one that meets it elsewhere ends, at the next step,
+the sessions that were being seen to.
 """
 
 import collections
 import contextlib
 import dataclasses
+import itertools
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +44,7 @@ from sleepnet.types import WakeState
 
 LENGTH, STOP, CANCELLED, FAILED = REASONS = ("length", "stop", "cancelled", "failed")
 GREEDY = Sampling(temperature=0)
+INTERRUPTED = "a step was interrupted while it was seen to"
 
 
 class EngineFull(RuntimeError):  # noqa: N818, it is no error of the engine's
@@ -107,6 +117,17 @@ class _Session:
     cancelled: bool = False
 
 
+class _Read(NamedTuple):
+    """What a program reads that is under way.
+
+    rows: the place of each session in its results, and how many tokens it reads.
+    """
+
+    rows: dict[_Session, tuple[int, int]]
+    drawn_Q: Any
+    logits_QY: Any
+
+
 class Engine:
     """Continuous batching of minds that sleep.
 
@@ -157,6 +178,11 @@ class Engine:
         self._tokens = min(work // self._rows, config.window)  # of each of them
         self._at_once = work // (self._rows * self._tokens)  # pieces or slices of a step
         self._devices = devices
+        self._params_to_sleep = params
+        if devices is not None and passes > 1:
+            self._params_to_sleep = parallel.send(
+                params, config=config, rows=self._rows, devices=devices
+            )
         self._newborn = Mind(
             state=cache.init_state(config, 1), policy=FixedPasses(passes), sampling=GREEDY
         )
@@ -167,9 +193,14 @@ class Engine:
         self._in_slot: dict[int, _Session] = {}
         self._reading: collections.deque[_Session] = collections.deque()
         self._tired: collections.deque[_Session] = collections.deque()
-        self._asleep: list[_Session] = []
+        self._asleep: list[_Session | None] = []  # by their place in the group
         self._sleep: Any = None
-        self._stepping, self._lock = threading.Lock(), threading.Lock()
+        self._passed_over = 0  # groups in a row while readers were tired
+        self._unheard: collections.deque[_Read] = collections.deque()
+        self._broken: dict[_Session, str] = {}  # why those must end, in whom books and slots differ
+        self._events: collections.deque[Drawn | Ended] = collections.deque()
+        # Reentrant: an interrupt between taking and holding one must not shut its thread out.
+        self._stepping, self._lock = threading.RLock(), threading.RLock()
         self._compile()
 
     # What callers do, from any thread.
@@ -199,7 +230,8 @@ class Engine:
           The session's key.
 
         Raises:
-          ValueError: ids outside the vocabulary, too many of them, or a mind of another config.
+          ValueError: ids outside the vocabulary, too many of them, or a mind of another config or
+            that sleeps in another way.
           EngineFull: as many wait as may.
         """
         tokens = self._checked(tokens)
@@ -213,6 +245,12 @@ class Engine:
         cache.check_state(self._config, mind.state)
         if (rows := mind.state.window.length_B.shape[0]) != 1:
             raise ValueError(f"a session is one mind; got a state of {rows} rows")
+        if mind.policy != self._newborn.policy:
+            raise ValueError(
+                f"the mind sleeps by {mind.policy}, and all of this engine by "
+                f"{self._newborn.policy}: submit dataclasses.replace(mind, "
+                f"policy={self._newborn.policy}), or make an engine of its passes"
+            )
         mind = dataclasses.replace(mind, sampling=sampling or mind.sampling)
         with self._lock:
             if len(self._waiting) >= self._limits.waiting:
@@ -225,12 +263,12 @@ class Engine:
                 list(mind.tokens), mind.position, mind.sleeps,
             )  # fmt: skip
             self._keys += 1
-            self._by_key[session.key] = session
             self._waiting.append(session)
+            self._by_key[session.key] = session
         return session.key
 
     def cancel(self, key: int):
-        """Ends a session at the next step.
+        """Ends a session at the next step, whatever it does.
 
         Raises:
           KeyError: no such session, or it has ended.
@@ -242,22 +280,29 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether there are sessions."""
-        return bool(self._by_key)
+        """Whether there are sessions, or events of an interrupted step."""
+        return bool(self._by_key or self._events)
 
     @property
     def load(self) -> Load:
         """What the sessions do."""
-        asleep, reading = len(self._asleep) + len(self._tired), len(self._reading)
+        in_group = sum(session is not None for session in self._asleep)
+        asleep, reading = in_group + len(self._tired), len(self._reading)
         return Load(
             waiting=len(self._waiting), reading=reading,
             speaking=len(self._in_slot) - asleep - reading, asleep=asleep,
         )  # fmt: skip
 
     def run(self) -> Iterator[Drawn | Ended]:
-        """Steps until no session is left."""
+        """Steps until no session is left; what is not taken, the next step gives.
+
+        Where all sleep on devices of their own, it waits until they wake.
+        """
         while self.busy:
-            yield from self.step()
+            if self._broken or not self._events:
+                self._step(patient=True)
+            while self._events:
+                yield self._events.popleft()
 
     def step(self) -> list[Drawn | Ended]:
         """One scheduling step: bounded work for everybody.
@@ -265,65 +310,104 @@ class Engine:
         Raises:
           RuntimeError: another thread is in a step.
         """
-        with self._alone():
-            events: list[Drawn | Ended] = []
-            self._end_cancelled(events)
-            self._admit()
-            self._sleep_on()
-            # All is under way before the first is waited for.
-            read = [self._speak(), *(self._read() for _ in range(self._at_once))]
-            for places, drawn, logits in read:
-                drawn = np.asarray(drawn)
-                for session, place in places.items():
-                    if session.keep and (self._is_full(session) or not len(session.unread)):
-                        session.logits_Y = logits[place]
-                    self._heard(session, int(drawn[place]), events)
-            return events
+        self._step()
+        events, self._events = self._events, collections.deque()
+        return list(events)
 
     # A scheduling step, in its order.
 
-    def _end_cancelled(self, events):
+    def _step(self, *, patient: bool = False):
+        with self._alone():
+            for phase in (
+                self._hear,  # what an interrupted step left
+                self._end_cancelled, self._admit, self._sleep_on, self._set_under_way, self._hear,
+            ):  # fmt: skip
+                phase()
+                self._mend()
+            if patient and not self._events and self._all_asleep:
+                with self._error_ends(self._members):
+                    self._sleep.wait()
+
+    def _end_cancelled(self):
         with self._lock:
             cancelled = [session for session in self._by_key.values() if session.cancelled]
         for session in cancelled:
-            if session not in self._asleep:  # else its place in the group is taken until it wakes
-                self._end(session, CANCELLED, events)
+            with self._breaking_ends([session]):
+                self._end(session, CANCELLED)
 
     def _admit(self):
         free = (row for row in range(self._slots.count) if row not in self._in_slot)
         with self._lock:
             pairs = list(zip(free, list(self._waiting), strict=False))
-            for _ in pairs:
-                self._waiting.popleft()
         for row, session in pairs:
-            self._slots.put([row], session.mind.state)
-            session.row, session.opening_Y = row, session.mind.opening_Y
-            session.logits_Y = session.mind.logits_Y
-            # What was put is not held twice.
-            session.mind = dataclasses.replace(session.mind, state=self._newborn.state)
-            self._in_slot[row] = session
-            own = jax.tree.leaves(stack([session.mind.sampling]))
-            for of_all, of_one in zip(jax.tree.leaves(self._samplers), own, strict=True):
-                of_all[row] = of_one[0]
-            self._wakes(session)
+            with self._breaking_ends([session]):
+                self._give(row, session)
+
+    def _give(self, row: int, session: _Session):
+        """The slot to a session that waits."""
+        with self._lock:
+            self._waiting.remove(session)
+        self._slots.put([row], session.mind.state)
+        session.row, session.opening_Y = row, session.mind.opening_Y
+        session.logits_Y = session.mind.logits_Y
+        # What was put is not held twice.
+        session.mind = dataclasses.replace(session.mind, state=self._newborn.state)
+        self._in_slot[row] = session
+        own = jax.tree.leaves(stack([session.mind.sampling]))
+        for of_all, of_one in zip(jax.tree.leaves(self._samplers), own, strict=True):
+            of_all[row] = of_one[0]
+        self._wakes(session)
 
     def _sleep_on(self):
         """Slices of the sleep of a group; a group may end, and the next begin."""
         for _ in range(self._at_once):
             if self._sleep is None:
-                if not self._tired:
-                    return
-                count = min(self._rows, len(self._tired))
-                self._asleep = [self._tired.popleft() for _ in range(count)]
-                rows = [session.row for session in self._asleep]
-                self._sleep = self._begin(self._slots.take(rows, self._rows))
-            if (state := self._sleep.go_on()) is not None:
-                self._slots.put([session.row for session in self._asleep], state)
-                for session in self._asleep:
-                    session.tokens, session.opening_Y = [], session.logits_Y
-                    session.sleeps += 1
-                    self._wakes(session)
-                self._asleep, self._sleep = [], None
+                self._fall_asleep()
+            if self._sleep is None or self._broken:
+                return
+            state = None
+            with self._error_ends(self._members):
+                state = self._sleep.go_on()
+            if state is not None:
+                self._rise(state)
+
+    def _fall_asleep(self):
+        """The next group, if anybody is tired."""
+        asleep = self._next_to_sleep()
+        if not asleep:
+            return
+        with self._breaking_ends(asleep):
+            for session in asleep:
+                self._tired.remove(session)
+            state = self._slots.take([session.row for session in asleep], self._rows)
+            self._asleep, self._sleep = [*asleep], self._begin(state)
+
+    def _next_to_sleep(self) -> list[_Session]:
+        """Those who speak, then those who read; but these first where they waited long."""
+        readers_first = self._passed_over >= self._slots.count
+        in_order = sorted(self._tired, key=lambda session: session.speaks == readers_first)
+        chosen, left = in_order[: self._rows], in_order[self._rows :]
+        passed_over = all(s.speaks for s in chosen) and not all(s.speaks for s in left)
+        self._passed_over = self._passed_over + 1 if passed_over else 0
+        return chosen
+
+    def _rise(self, state: WakeState):
+        with self._breaking_ends(self._members):
+            self._slots.put([session and session.row for session in self._asleep], state)
+            for session in self._members:
+                session.tokens, session.opening_Y = [], session.logits_Y
+                session.sleeps += 1
+                self._wakes(session)
+            self._asleep, self._sleep = [], None
+
+    @property
+    def _all_asleep(self) -> bool:
+        return self._sleep is not None and self.load[:3] == (0, 0, 0)
+
+    @property
+    def _members(self) -> list[_Session]:
+        """Of the group asleep."""
+        return [session for session in self._asleep if session is not None]
 
     def _begin(self, state: WakeState):
         # All windows are full: known without waiting for the device.
@@ -332,58 +416,129 @@ class Engine:
         state = dataclasses.replace(state, window=window)
         if self._devices is None:
             return _InSlices(self._params, state, self._config, self._passes, self._tokens)
-        return _Elsewhere(self._params, state, self._config, self._passes, self._devices)
+        return _Elsewhere(self._params_to_sleep, state, self._config, self._passes, self._devices)
+
+    def _set_under_way(self):
+        """All that is to be read, before the first is waited for."""
+        self._speak()
+        for _ in range(self._at_once):
+            self._read()
 
     def _speak(self):
         """A token for every row that speaks."""
-        rows = {s: s.row for s in self._in_slot.values() if s.speaks and not self._is_full(s)}
+        rows = {s: (s.row, 1) for s in self._in_slot.values() if s.speaks and not self._is_full(s)}
         if not rows:
-            return rows, (), ()
+            return
         tokens_B = np.zeros(self._slots.count, np.int32)
         draw_B = np.zeros(self._slots.count, np.uint32)
         reads_B = np.zeros(self._slots.count, bool)
-        for session, row in rows.items():
-            (tokens_B[row],) = self._next_of(session, 1)
-            draw_B[row], reads_B[row] = _draw_of(session), True
-        return rows, *self._slots.read_one(tokens_B, reads_B, draw_B, self._samplers)
+        for session, (row, _) in rows.items():
+            (tokens_B[row],) = session.unread
+            draw_B[row], reads_B[row] = _draw_of(session, 1), True
+        with self._breaking_ends(rows):
+            read = self._slots.read_one(tokens_B, reads_B, draw_B, self._samplers)
+            self._unheard.append(_Read(rows, *read))
 
     def _read(self):
         """A piece of a window in some of the rows that have more to read; they take turns."""
-        count = min(self._rows, len(self._reading))
-        if not count:
-            return {}, (), ()
-        sessions = [self._reading.popleft() for _ in range(count)]
+        sessions = list(itertools.islice(self._reading, self._rows))
+        if not sessions:
+            return
         tokens_QT = np.zeros((self._rows, self._tokens), np.int32)
         length_Q, draw_Q = np.zeros(self._rows, np.int32), np.zeros(self._rows, np.uint32)
-        samplers = stack([s.mind.sampling for s in sessions] + [GREEDY] * (self._rows - count))
+        padding = [GREEDY] * (self._rows - len(sessions))
+        samplers = stack([session.mind.sampling for session in sessions] + padding)
         for i, session in enumerate(sessions):
-            piece = self._next_of(session, self._piece_of(session))
+            piece = session.unread[: self._piece_of(session)]
             tokens_QT[i, : len(piece)], length_Q[i] = piece, len(piece)
-            draw_Q[i] = _draw_of(session)
-        read = self._slots.read_piece(
-            [session.row for session in sessions], tokens_QT, length_Q, draw_Q, samplers
-        )
-        return {session: i for i, session in enumerate(sessions)}, *read
+            draw_Q[i] = _draw_of(session, len(piece))
+        rows = {session: (i, int(length_Q[i])) for i, session in enumerate(sessions)}
+        with self._breaking_ends(sessions):
+            for session in sessions:
+                self._reading.remove(session)
+            read = self._slots.read_piece(
+                [session.row for session in sessions], tokens_QT, length_Q, draw_Q, samplers
+            )
+            self._unheard.append(_Read(rows, *read))
 
-    def _heard(self, session: _Session, token: int, events):
-        """What follows from what a row has read, and would draw now."""
+    def _hear(self):
+        """Waits for what is under way, and writes it into the books."""
+        while self._unheard:
+            read = self._unheard[0]
+            with self._error_ends(read.rows):
+                drawn_Q = np.asarray(read.drawn_Q)  # whoever interrupts the waiting loses nothing
+                for session in list(read.rows):
+                    with self._breaking_ends([session]):
+                        place, count = read.rows.pop(session)
+                        self._has_read(session, count, read.logits_QY, place)
+                        self._draws(session, int(drawn_Q[place]))
+            self._unheard.popleft()
+
+    def _has_read(self, session: _Session, count: int, logits_QY, place: int):
+        tokens, session.unread = session.unread[:count], session.unread[count:]
+        session.tokens += tokens.tolist()
+        session.position += count
+        if session.keep and (self._is_full(session) or not len(session.unread)):
+            session.logits_Y = np.asarray(logits_QY)[place].copy()
+
+    def _draws(self, session: _Session, token: int):
+        """What follows from the token that it would draw now."""
         if token < 0:
             error = "its logits are not numbers: its state or the parameters are damaged"
-            self._end(session, FAILED, events, error)
+            self._end(session, FAILED, error)
         elif len(session.unread):
             self._wakes(session)
         elif not session.to_draw:
-            self._end(session, LENGTH, events)
+            self._end(session, LENGTH)
         elif token in session.stop:
-            self._end(session, STOP, events)
+            self._end(session, STOP)
         else:
             session.to_draw -= 1
-            events.append(Drawn(session.key, token))
+            self._events.append(Drawn(session.key, token))
             session.unread, session.speaks = np.array([token], np.int32), True
             if session.to_draw or session.keep:
                 self._wakes(session)
             else:
-                self._end(session, LENGTH, events)
+                self._end(session, LENGTH)
+
+    # What becomes of those whom something befalls.
+
+    @contextlib.contextmanager
+    def _error_ends(self, sessions: Iterable[_Session]):
+        """An error within ends them, and is not raised."""
+        sessions = list(sessions)
+        try:
+            yield
+        except Exception as error:
+            self._broken |= dict.fromkeys(sessions, f"{type(error).__name__}: {error}")
+
+    @contextlib.contextmanager
+    def _breaking_ends(self, sessions: Iterable[_Session]):
+        """An error ends them, and so does an interrupt: books and slots may differ then."""
+        sessions = list(sessions)
+        self._broken |= dict.fromkeys(sessions, INTERRUPTED)
+        with self._error_ends(sessions):
+            yield
+            for session in sessions:
+                del self._broken[session]
+
+    def _mend(self):
+        """Ends the broken; if they took the slots with them, everybody in one."""
+        if not self._broken:
+            return
+        if not self._slots.intact():
+            (why, *_) = self._broken.values()
+            why = f"the minds in all slots were lost: {why}"
+            self._broken |= dict.fromkeys(self._in_slot.values(), why)
+            self._unheard.clear()
+            self._slots.renew()
+        ended = {event.key for event in self._events if isinstance(event, Ended)}
+        for session, error in self._broken.items():
+            if session.key in ended:  # an interrupt met it as it ended
+                self._forget(session)
+            else:
+                self._end(session, FAILED, error)
+        self._broken.clear()
 
     # What becomes of a session.
 
@@ -403,14 +558,7 @@ class Engine:
         end = (filled // self._tokens + 1) * self._tokens
         return min(end, self._config.window) - filled
 
-    def _next_of(self, session: _Session, count: int) -> np.ndarray:
-        """What it reads now: at most `count` tokens."""
-        tokens, session.unread = session.unread[:count], session.unread[count:]
-        session.tokens += tokens.tolist()
-        session.position += len(tokens)
-        return tokens
-
-    def _end(self, session: _Session, reason: str, events, error: str | None = None):
+    def _end(self, session: _Session, reason: str, error: str | None = None):
         mind = None
         if session.keep and reason in (LENGTH, STOP):
             mind = dataclasses.replace(
@@ -418,16 +566,25 @@ class Engine:
                 logits_Y=session.logits_Y, opening_Y=session.opening_Y,
                 tokens=tuple(session.tokens), position=session.position, sleeps=session.sleeps,
             )  # fmt: skip
+        self._events.append(Ended(session.key, reason, error, mind))
+        self._forget(session)
+
+    def _forget(self, session: _Session):
+        """Wherever it is; an interrupt may have it done again."""
         for queue in (self._reading, self._tired):
             if session in queue:
                 queue.remove(session)
+        for read in self._unheard:
+            read.rows.pop(session, None)
+        self._asleep = [None if other is session else other for other in self._asleep]
+        if not self._members:  # a nap of nobody
+            self._asleep, self._sleep = [], None
+        if self._in_slot.get(session.row) is session:
+            del self._in_slot[session.row]
         with self._lock:
             if session in self._waiting:
                 self._waiting.remove(session)
-            del self._by_key[session.key]
-        if session.row >= 0:
-            del self._in_slot[session.row]
-        events.append(Ended(session.key, reason, error, mind))
+            self._by_key.pop(session.key, None)
 
     # Beside the work.
 
@@ -486,6 +643,9 @@ class _InSlices:
             self._nap = continue_sleep(self._params, self._nap, tokens=self._tokens)
         return finish_sleep(self._nap, self._state) if self._nap.done else None
 
+    def wait(self):
+        """There is nothing to wait for: the caller does the work."""
+
 
 class _Elsewhere:
     """A group asleep on devices of its own, all of its sleep at once."""
@@ -498,9 +658,14 @@ class _Elsewhere:
         done = all(x.is_ready() for x in jax.tree.leaves(self._state))
         return self._state if done else None
 
+    def wait(self):
+        """Until it is done."""
+        jax.block_until_ready(self._state)
 
-def _draw_of(session: _Session) -> int:
-    return session.position % 2**32
+
+def _draw_of(session: _Session, count: int) -> int:
+    """The number of the draw behind `count` more tokens."""
+    return (session.position + count) % 2**32
 
 
 def _check_count(name: str, value):

@@ -51,9 +51,13 @@ def sleep(
       ValueError: as `sleepnet.sleep`; more devices than there are; an unknown axis.
     """
     passes, rows_B = check_sleep(config, state, passes, rows_B)
-    devices, axis = _plan(config, state, config.window, devices, axis)
-    if passes == 1 or len(devices) == 1:  # the eviction alone needs no help
+    devices, axis = _plan(config, _rows(state), config.window, devices, axis)
+    if passes == 1:  # the eviction alone needs no help
         return sleep_on_one(params, state, config=config, passes=passes, rows_B=rows_B)
+    if len(devices) == 1:
+        params, there, rows_B = jax.device_put((params, state, rows_B), devices[0])
+        slept = sleep_on_one(params, there, config=config, passes=passes, rows_B=rows_B)
+        return _home(slept, state)
     if axis == "sessions":
         run = _sleep_over_sessions(config, passes, devices)
         rows_B = np.ones(state.window.length_B.shape, bool) if rows_B is None else rows_B
@@ -83,11 +87,15 @@ def sleep_from_tokens(
       devices, axis: as for `sleep`.
     """
     passes, tokens_BT, length_B = check_ingestion(config, state, tokens_BT, length_B, passes)
-    devices, axis = _plan(config, state, tokens_BT.shape[1], devices, axis)
+    devices, axis = _plan(config, _rows(state), tokens_BT.shape[1], devices, axis)
     if len(devices) == 1:
-        return sleep_from_tokens_on_one(
-            params, state, tokens_BT, config=config, length_B=length_B, passes=passes
+        params, there, tokens_BT, length_B = jax.device_put(
+            (params, state, tokens_BT, length_B), devices[0]
         )
+        slept = sleep_from_tokens_on_one(
+            params, there, tokens_BT, config=config, length_B=length_B, passes=passes
+        )
+        return _home(slept, state)
     if axis == "sessions":
         run = _ingest_over_sessions(config, passes, devices)
         split = _split_rows(state, (tokens_BT, length_B), parts=len(devices))
@@ -97,6 +105,19 @@ def sleep_from_tokens(
     tokens_PBT = _spread(_split(tokens_BT, len(devices)), devices, axis)
     params, state_there, length_B = replicate((params, state, length_B), devices)
     return _home(run(params, state_there, tokens_PBT, length_B), state)
+
+
+def send(params, *, config: ModelConfig, rows: int, devices=None, axis: str | None = None):
+    """The parameters where `sleep` of so many rows needs them: it then sends them no more.
+
+    Args:
+      config, devices, axis: as for `sleep`.
+
+    Raises:
+      ValueError: more devices than there are; an unknown axis.
+    """
+    devices, _ = _plan(config, rows, config.window, devices, axis)
+    return jax.device_put(params, devices[0]) if len(devices) == 1 else replicate(params, devices)
 
 
 def replicate(tree, devices: Sequence[Any]):
@@ -113,12 +134,11 @@ def _over(devices, axis: str, spec: P):
     return NamedSharding(Mesh(np.asarray(devices), (axis,)), spec)
 
 
-def _plan(config: ModelConfig, state: WakeState, T: int, devices, axis):
+def _plan(config: ModelConfig, rows: int, T: int, devices, axis):
     """Which devices take part, and over what."""
     devices = _chosen(devices)
     if axis not in (None, *AXES):
         raise ValueError(choices("axis", axis, AXES))
-    rows = state.window.length_B.shape[0]
     if axis is None:
         axis = "sessions" if rows >= len(devices) else "window"
     asked = len(devices)
@@ -128,16 +148,19 @@ def _plan(config: ModelConfig, state: WakeState, T: int, devices, axis):
         halo = config.conv_width - 1
         while len(devices) > 1 and -(-T // len(devices)) < halo:
             devices = devices[:-1]
-    _log.log(
-        logging.INFO if len(devices) == asked else logging.WARNING,
+    say = _log.info if len(devices) == asked else _warn_once
+    say(
         "sleep of %d rows of %d tokens over %d of %d devices along %s",
         rows, T, len(devices), asked, axis,
     )  # fmt: skip
     if config.backend == "pallas" and axis == "window" and len(devices) > 1:
-        _log.warning(
-            "the kernel of backend='pallas' is for one device: along window XLA's form runs"
-        )
+        _warn_once("the kernel of backend='pallas' is for one device: along window XLA's form runs")
     return devices, axis
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(message: str, *values):
+    _log.warning(message, *values)
 
 
 def _chosen(devices) -> tuple[Any, ...]:
@@ -236,8 +259,15 @@ def _join_rows(state: WakeState, *, rows: int):
     return jax.tree.map(join, state, cache.batch_axes(state))
 
 
+def _rows(state: WakeState) -> int:
+    return state.window.length_B.shape[0]
+
+
 def _home(tree, state: WakeState):
     """Where the state lies, so that what comes next does not run on all devices."""
-    length_B = state.window.length_B
-    place = length_B.sharding if at_hand(length_B) and isinstance(length_B, jax.Array) else None
-    return jax.device_put(tree, place or jax.local_devices()[0])
+    homes = (
+        x.sharding
+        for x in (state.window.length_B, *jax.tree.leaves(state))
+        if isinstance(x, jax.Array) and at_hand(x)
+    )
+    return jax.device_put(tree, next(homes, jax.local_devices()[0]))

@@ -34,8 +34,25 @@ class Slots:
         self._config, self._params = config, params
         self._written_out = dataclasses.replace(config, unroll=True)  # see decode.step
         self._params_of_one = unstack_params(params)
-        self._state = unstack_state(cache.init_state(config, count))
+        self._home = jax.tree.leaves(self._params_of_one)[0].sharding
         self.count = count
+        self.renew()
+
+    def renew(self):
+        """All minds are newborn."""
+        state = unstack_state(cache.init_state(self._config, self.count))
+        self._state = jax.device_put(state, self._home)
+
+    def intact(self) -> bool:
+        """Whether the minds are there: a program that fails takes them with it. Waits."""
+        leaves = jax.tree.leaves(self._state)
+        if any(x.is_deleted() for x in leaves):
+            return False
+        try:
+            jax.block_until_ready(leaves)
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
 
     def read_one(self, tokens_B, reads_B, draw_B, samplers: Samplers) -> tuple[Array, Array]:
         """Reads a token in the rows that do, and draws what comes next.
@@ -77,13 +94,19 @@ class Slots:
         """A copy of the minds of some rows, as a batch of `count`; padding is newborn."""
         return _take(self._state, self._padded(rows, count), config=self._config)
 
-    def put(self, rows: Sequence[int], state: WakeState):
-        """Replaces the minds of some rows by the first of a batch."""
+    def put(self, rows: Sequence[int | None], state: WakeState):
+        """Replaces the minds of some rows by the first of a batch, from wherever they are.
+
+        Args:
+          rows: None for a mind that takes no row.
+        """
         count = state.window.length_B.shape[0]
+        state = jax.device_put(state, self._home)
         self._state = _put(self._state, self._padded(rows, count), state)
 
     def _padded(self, rows, count) -> np.ndarray:
-        """Rows that do not exist behind those that do."""
+        """Rows that do not exist for None, and behind those that do."""
+        rows = [self.count if row is None else row for row in rows]
         return np.array([*rows, *[self.count] * (count - len(rows))], np.int32)
 
 

@@ -1,6 +1,9 @@
 """What a session of `Engine` may rely on, whoever is beside it."""
 
+import collections
+import contextlib
 import dataclasses
+import sys
 import threading
 
 import jax
@@ -9,6 +12,8 @@ import numpy as np
 import pytest
 
 import sleepnet
+from sleepnet import engine as engine_module
+from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.engine import (
     CANCELLED,
@@ -112,11 +117,19 @@ def test_a_session_draws_what_its_mind_would(params, changes):
 
 
 @pytest.mark.parametrize(
-    ("seed", "sessions"), [(0, 12), (1, 12), pytest.param(2, 64, marks=pytest.mark.slow)]
+    ("seed", "sessions", "sizes"),
+    [
+        (0, 12, {}),
+        (1, 12, {"work": 7, "group": 2}),
+        (2, 12, {"group": 3}),
+        pytest.param(3, 64, {}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
-def test_a_session_is_bit_equal_to_itself_alone(engine, seed, sessions):
+def test_a_session_is_bit_equal_to_itself_alone(params, seed, sessions, sizes):
     """Sessions of random lengths that join at random steps, are cancelled, and sleep when each
-    must: tokens drawn, and the minds that stay."""
+    must, alone or in groups: tokens drawn, and the minds that stay."""
+    engine = Engine(params, config=CONFIG, slots=SLOTS, **sizes)
     rng = np.random.default_rng(seed)
     plans = {}
     for i in range(sessions):
@@ -211,6 +224,84 @@ def test_neighbours_draw_a_token_in_every_step_in_which_another_sleeps(params):
     assert [event.key for event in engine.run()] == [sleeper] * 2
 
 
+def test_who_speaks_sleeps_before_who_reads(params):
+    """However little work a step may do, and beside however many readers: between two of its draws
+    lie one sleep of a neighbour, which had begun, its own, and two steps to hear of them."""
+    engine = Engine(params, config=CONFIG, slots=8, work=1)
+    for i in range(7):
+        engine.submit(prompt(i, 3000), max_new_tokens=0)
+    speaker = engine.submit(prompt(99, 3), max_new_tokens=4 * CONFIG.window)
+    steps, drawn_in = 0, []
+    while len(drawn_in) < 4 * CONFIG.window:
+        drawn_in += [steps for event in engine.step() if event.key == speaker]
+        steps += 1
+    one_sleep = 3 * CONFIG.window  # two passes of the core and one of the coda
+    assert one_sleep <= max(np.diff(drawn_in)) <= 2 * one_sleep + 2
+
+
+def test_who_reads_is_not_kept_from_sleep_for_ever(params):
+    """By speakers who leave no time: of `slots` + 1 groups one at least is the readers'."""
+    engine = Engine(params, config=CONFIG, slots=4, work=1)
+    speakers = [engine.submit(prompt(i, 1), max_new_tokens=40 * CONFIG.window) for i in range(3)]
+    reader = engine.submit(prompt(9, 3 * CONFIG.window), max_new_tokens=0)
+    ended = next(event for event in engine.run() if isinstance(event, Ended))
+    assert ended == (reader, LENGTH, None, None)
+    for key in speakers:
+        engine.cancel(key)
+    assert len(engine.step()) == 3
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"work": 1}, {}, {"work": 5, "group": 2}, {"work": 50, "group": 3}],
+    ids=str,
+)
+def test_a_step_does_no_more_work_than_it_may(params, monkeypatch, sizes):
+    """Tokens read in pieces, and tokens slept on, of all rows together; and it does not idle."""
+    engine, done = Engine(params, config=CONFIG, slots=SLOTS, **sizes), collections.Counter()
+    read_piece, sleep = slots_module.Slots.read_piece, engine_module.continue_sleep
+
+    def reads(slots, rows, tokens_QT, length_Q, *rest):
+        done["read"] += int(length_Q.sum())
+        return read_piece(slots, rows, tokens_QT, length_Q, *rest)
+
+    def sleeps(params, nap, *, tokens):
+        done["slept on"] += tokens * nap.window.length_B.shape[0]
+        return sleep(params, nap, tokens=tokens)
+
+    monkeypatch.setattr(slots_module.Slots, "read_piece", reads)
+    monkeypatch.setattr(engine_module, "continue_sleep", sleeps)
+    for i in range(SLOTS):
+        engine.submit(prompt(i, 5 * CONFIG.window), max_new_tokens=4)
+    most = collections.Counter()
+    while engine.busy:
+        done.clear()
+        engine.step()
+        most |= done
+    work = sizes.get("work", SLOTS * CONFIG.passes)
+    assert max(most.values()) <= work and min(most["read"], most["slept on"]) >= work / 2
+
+
+def test_run_waits_for_those_who_sleep_elsewhere(params, monkeypatch):
+    """It does not ask over and over whether they have woken."""
+
+    class LightSleeper(engine_module._Elsewhere):
+        asked, waited_for = 0, False
+
+        def go_on(self):
+            self.asked += 1
+            assert self.waited_for or self.asked < 30
+            return super().go_on() if self.waited_for else None
+
+        def wait(self):
+            super().wait()
+            self.waited_for = True
+
+    engine = Engine(params, config=CONFIG, slots=2, devices=2)
+    monkeypatch.setattr(engine_module, "_Elsewhere", LightSleeper)
+    assert alone(engine, prompt(1, 20), max_new_tokens=3)[1].reason == LENGTH
+
+
 def test_devices_of_their_own_sleep_for_the_rows(params, engine):
     """Under pmap; what is drawn is the same."""
     with_devices = Engine(params, config=CONFIG, slots=SLOTS, devices=jax.local_devices()[1:3])
@@ -264,17 +355,174 @@ def test_who_comes_first_is_served_first_and_long_prompts_hold_up_nobody(params)
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 12])
 def test_a_session_can_be_cancelled_in_whatever_it_does(engine, steps):
-    """Waiting, reading, asleep or speaking; its slot is free again."""
+    """Waiting, reading, asleep or speaking, it ends at the next step; its slot is free again."""
     keys = [engine.submit(prompt(i, 12), max_new_tokens=30) for i in range(SLOTS + 1)]
     for _ in range(steps):
         engine.step()
     for key in keys:
         engine.cancel(key)
-    ended = {event.key: event.reason for event in engine.run() if isinstance(event, Ended)}
-    assert ended == dict.fromkeys(keys, CANCELLED)
-    assert sum(engine.load) == 0
+    assert engine.step() == [Ended(key, CANCELLED) for key in keys]
+    assert not engine.busy and sum(engine.load) == 0
     with pytest.raises(KeyError, match="has ended, or never was"):
         engine.cancel(keys[0])
+
+
+@pytest.mark.parametrize("leave", [1, 2], ids=["one of a group", "the whole group"])
+@pytest.mark.parametrize("devices", [None, 2], ids=["in slices", "elsewhere"])
+def test_who_is_cancelled_asleep_ends_at_the_next_step(params, devices, leave):
+    """Before it draws. Its slot is another's at once, and those who sleep beside it sleep on: both
+    draw what they draw alone, bit for bit."""
+    engine = Engine(params, config=CONFIG, slots=2, work=2, group=2, devices=devices)
+    plan = (prompt(3, 2 * CONFIG.window), {"max_new_tokens": 9, "sampling": Sampling(seed=1)})
+    expected = alone(engine, plan[0], **plan[1])[0]
+    keys = [engine.submit(plan[0], **plan[1]) for _ in range(2)]
+    while engine.load.asleep < 2:
+        engine.step()
+    left, stay = keys[:leave], keys[leave:]
+    stay += [engine.submit(plan[0], **plan[1]) for _ in left]
+    for key in left:
+        engine.cancel(key)
+    assert engine.step()[:leave] == [Ended(key, CANCELLED) for key in left]
+    assert engine.load.waiting == 0
+    drawn = collections.defaultdict(list)
+    for event in engine.run():
+        if isinstance(event, Drawn):
+            drawn[event.key].append(event.token)
+    assert drawn == dict.fromkeys(stay, expected)
+
+
+# Sessions that read, speak, sleep and wait, while there is work for all of an engine's code.
+COMPANY = {
+    "reads": (prompt(1, 19), {"max_new_tokens": 4, "keep": True}),
+    "speaks": (prompt(2, 3), {"max_new_tokens": 9, "sampling": Sampling(seed=1)}),
+    "waits": (prompt(3, 9), {"max_new_tokens": 3}),
+    "leaves": (prompt(4, 9), {"max_new_tokens": 3}),
+}
+
+
+@pytest.fixture(scope="module")
+def small(params):
+    """An engine for `COMPANY`, and what each draws that stays."""
+    engine = Engine(params, config=CONFIG, slots=2, work=4, group=2)
+    return engine, {name: alone(engine, tokens, **o)[0] for name, (tokens, o) in COMPANY.items()}
+
+
+def company_in(engine, interrupt):
+    """name -> (tokens drawn, [Ended ..]) of `COMPANY`, with an interrupt after which it goes on."""
+    names = {engine.submit(tokens, **o): name for name, (tokens, o) in COMPANY.items()}
+    (leaves,) = (key for key, name in names.items() if name == "leaves")
+    engine.cancel(leaves)
+    heard = {name: ([], []) for name in COMPANY}
+
+    def listen():
+        for event in engine.run():
+            drawn, ended = heard[names[event.key]]
+            if isinstance(event, Drawn):
+                drawn.append(event.token)
+            else:
+                ended.append(event)
+
+    try:
+        interrupt(listen)
+    except KeyboardInterrupt:
+        listen()
+    assert not engine.busy and sum(engine.load) == 0
+    return heard
+
+
+class Interrupt:
+    """Calls, and raises KeyboardInterrupt before the n-th line of the engine's code."""
+
+    FILES = (engine_module.__file__, slots_module.__file__)
+
+    def __init__(self, n):
+        self.n, self.lines = n, 0
+
+    def __call__(self, function):
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            function()
+        finally:
+            sys.settrace(before)
+
+    def _enter(self, frame, *_):
+        return self._line if frame.f_code.co_filename in self.FILES else None
+
+    def _line(self, frame, what, _):
+        self.lines += what == "line"
+        if self.lines == self.n:
+            self.lines += 1
+            raise KeyboardInterrupt
+        return self._line
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9))]
+)
+def test_an_interrupt_anywhere_leaves_an_engine_that_goes_on(small, seed):
+    """Each session ends once: undisturbed, or failed by the interrupt after the first of what it
+    would have drawn. Nothing hangs, and who comes next finds all as ever."""
+    engine, expected = small
+    count = Interrupt(0)
+    company_in(engine, count)
+    for n in np.random.default_rng(seed).integers(1, count.lines, 50):
+        for name, (drawn, ended) in company_in(engine, Interrupt(n)).items():
+            (end,) = ended
+            assert drawn == expected[name][: len(drawn)]
+            if end.reason == FAILED:
+                assert "a step was interrupted" in end.error
+            elif end.reason == LENGTH:
+                assert len(drawn) == len(expected[name])
+    tokens, options = COMPANY["reads"]
+    assert alone(engine, tokens, **options)[0] == expected["reads"]
+
+
+def test_an_interrupt_while_the_device_works_loses_nothing(small, monkeypatch):
+    """A step waits for the device most of its time; whoever interrupts it there may go on."""
+    engine, expected = small
+    patiently, waits = np.asarray, iter(range(1000))
+
+    def impatiently(x, *args, **options):
+        if isinstance(x, jax.Array) and next(waits) == 7:
+            raise KeyboardInterrupt
+        return patiently(x, *args, **options)
+
+    monkeypatch.setattr(np, "asarray", impatiently)
+    heard = company_in(engine, lambda listen: listen())
+    assert next(waits) > 8
+    for name in ("reads", "speaks", "waits"):
+        drawn, (end,) = heard[name]
+        assert (drawn, end.reason) == (expected[name], LENGTH)
+
+
+@pytest.mark.parametrize("program", ["_read_one", "_read_piece", "_take", "_put"])
+@pytest.mark.parametrize("loses", [False, True], ids=["minds stay", "minds are lost"])
+def test_a_program_that_fails_ends_those_it_was_for(small, monkeypatch, program, loses):
+    """Or everybody in a slot, if it took their memory with it; the error is in `Ended.error`, and
+    the others, and those who come, draw what they would."""
+    engine, expected = small
+    works, calls = getattr(slots_module, program), []
+
+    def fails(*args, **options):
+        calls.append(args)
+        if len(calls) != 2:
+            return works(*args, **options)
+        if loses:
+            state = args[0] if program in ("_take", "_put") else args[1]
+            jax.tree.map(lambda x: x.delete(), state)
+        raise RuntimeError("the device is out of memory")
+
+    monkeypatch.setattr(slots_module, program, fails)
+    heard = company_in(engine, lambda listen: listen())
+    failed = {name for name, (_, (end,)) in heard.items() if end.reason == FAILED}
+    assert failed and len(calls) > 2
+    for name, (drawn, (end,)) in heard.items():
+        if name in failed:
+            assert "RuntimeError: the device is out of memory" in end.error
+            assert drawn == expected[name][: len(drawn)]
+        elif end.reason == LENGTH:
+            assert drawn == expected[name]
 
 
 @pytest.mark.parametrize(
@@ -304,6 +552,109 @@ def test_a_state_of_another_model_or_of_two_minds_is_refused(engine):
     ):
         with pytest.raises(ValueError, match=message):
             engine.submit([1], max_new_tokens=1, mind=mind_of(state))
+
+
+@pytest.mark.parametrize(
+    "policy", [sleepnet.FixedPasses(2), sleepnet.UntilStill(), sleepnet.WithinSeconds(seconds=1)],
+    ids=str,
+)  # fmt: skip
+def test_a_mind_that_sleeps_in_another_way_is_refused(engine, policy):
+    """The engine would not do as its policy says. The message says how to have it go on."""
+    mind = mind_of(sleepnet.init_state(CONFIG, 1))
+    other = dataclasses.replace(mind, policy=policy)
+    with pytest.raises(ValueError, match=r"sleeps by .*, and all .* by FixedPasses") as refusal:
+        engine.submit([1], max_new_tokens=1, mind=other)
+    assert f"sleeps by {policy}" in str(refusal.value)
+    assert "dataclasses.replace(mind, policy=FixedPasses(passes=3))" in str(refusal.value)
+    other = dataclasses.replace(other, policy=sleepnet.FixedPasses(passes=3))
+    drawn, _ = alone(engine, [1], max_new_tokens=1, mind=other)
+    assert drawn == alone(engine, [1], max_new_tokens=1, mind=mind)[0]
+
+
+def test_an_engine_of_other_passes_than_its_configs_sleeps_as_often(params):
+    """As one of a config with those passes."""
+    plan = (prompt(20, 3 * CONFIG.window), dict(max_new_tokens=12, keep=True))
+    engines = (
+        Engine(params, config=CONFIG, slots=1, passes=2),
+        Engine(params, config=dataclasses.replace(CONFIG, passes=2), slots=1),
+    )
+    (drawn, ended), (expected, by_config) = (alone(e, plan[0], **plan[1]) for e in engines)
+    assert drawn == expected and ended.mind.policy == sleepnet.FixedPasses(2)
+    assert_same_minds(ended.mind, by_config.mind)
+
+
+def test_a_mind_from_another_device_is_brought_home(params, engine):
+    """What it draws is what it draws from here; nothing is compiled, and nobody else is moved."""
+    session = sleepnet.Session(params, config=CONFIG)
+    session.feed(prompt(12, 5))
+    plan = (prompt(13, 7), {"max_new_tokens": 6, "keep": True})
+    here = alone(engine, plan[0], mind=session.mind, **plan[1])
+    for device in jax.local_devices()[1:3]:
+        elsewhere = dataclasses.replace(
+            session.mind, state=jax.device_put(session.mind.state, device)
+        )
+        with compiled() as programs:
+            there = alone(engine, plan[0], mind=elsewhere, **plan[1])
+        assert not programs and there[0] == here[0]
+        assert_same_minds(there[1].mind, here[1].mind)
+
+
+def test_a_mind_that_cannot_be_taken_in_fails_alone(engine):
+    """Here because its owner deleted it meanwhile."""
+    plan = (prompt(5, 11), {"max_new_tokens": 5})
+    lost = mind_of(sleepnet.init_state(CONFIG, 1))
+    keys = [
+        engine.submit(prompt(1, 3), max_new_tokens=1, mind=lost),
+        engine.submit(*plan[:1], **plan[1]),
+    ]
+    jax.tree.map(lambda x: x.delete(), lost.state)
+    events = list(engine.run())
+    (failed,) = (event for event in events if event.key == keys[0])
+    assert failed.reason == FAILED and "deleted" in failed.error
+    drawn = [event.token for event in events if isinstance(event, Drawn)]
+    assert drawn == alone(engine, plan[0], **plan[1])[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"slots": 3, "group": 2},
+        {"devices": 2},
+        {"devices": 1},
+        {"devices": 4, "slots": 4, "group": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("committed", [False, True])
+def test_nothing_is_compiled_once_an_engine_is_made(params, options, committed):
+    """Whether minds are newborn, kept, or from a file; wherever they sleep."""
+    if committed:
+        params = jax.device_put(params, jax.local_devices()[1])
+    engine = Engine(params, config=CONFIG, **{"slots": 2} | options)
+    from_file = mind_of(jax.tree.map(np.asarray, sleepnet.init_state(CONFIG, 1)))
+    with compiled() as programs:
+        plan = {"max_new_tokens": 15, "sampling": Sampling(seed=1), "keep": True}
+        ended = run(engine, **{name: (prompt(0, 20), plan) for name in "abc"})
+        for mind in (ended["a"][1].mind, from_file):
+            alone(engine, prompt(1, 20), mind=mind, **plan)
+    assert not programs
+
+
+@contextlib.contextmanager
+def compiled():
+    """How long each program took that is compiled meanwhile, or found in JAX's cache on disk."""
+    seconds = []
+
+    def hear(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
 
 
 def test_more_than_may_wait_are_sent_back(params):

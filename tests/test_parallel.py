@@ -105,6 +105,86 @@ def test_gradients_pass_through_a_spread_sleep(config):
     assert_agree(jax.grad(total)(params(config), spread), expected, GRADIENTS)
 
 
+def test_one_device_of_several_sleeps_there_and_the_minds_come_home(monkeypatch):
+    """It may be busy elsewhere: the device on which the state lies does nothing."""
+    devices = jax.local_devices()
+    state, tokens, _, awake = lived(TINY)
+    expected = sleepnet.sleep(params(TINY), awake, config=TINY)
+    ingested = sleepnet.sleep_from_tokens(params(TINY), state, tokens, config=TINY)
+    slept_on = []
+    for name in ("sleep_on_one", "sleep_from_tokens_on_one"):
+        sleep = getattr(parallel, name)
+
+        def spy(*args, sleep=sleep, **options):
+            slept = sleep(*args, **options)
+            slept_on.extend(x.devices() for x in jax.tree.leaves(slept))
+            return slept
+
+        monkeypatch.setattr(parallel, name, spy)
+    slept = parallel.sleep(params(TINY), awake, config=TINY, devices=devices[3:4])
+    read = parallel.sleep_from_tokens(
+        params(TINY), state, tokens, config=TINY, devices=devices[3:4]
+    )
+    assert all(on == {devices[3]} for on in slept_on) and slept_on
+    for actual, wanted in ((slept, expected), (read, ingested)):
+        assert_identical(actual, wanted)
+        assert {x.sharding for x in jax.tree.leaves(actual)} == {awake.window.length_B.sharding}
+
+
+@pytest.mark.parametrize("chosen", [dict(devices=1), dict(devices=3, axis="window"),
+                                    dict(devices=3, axis="sessions")], ids=str)  # fmt: skip
+def test_minds_come_home_to_whatever_device_they_were_on(chosen):
+    """Also where their lengths are NumPy's."""
+    home = jax.local_devices()[5]
+    *_, awake = lived(TINY)
+    there = jax.device_put(awake, home)
+    window = dataclasses.replace(there.window, length_B=np.asarray(awake.window.length_B))
+    there = dataclasses.replace(there, window=window)
+    there_params = jax.device_put(params(TINY), home)
+    slept = parallel.sleep(there_params, there, config=TINY, **chosen)
+    assert {device for x in jax.tree.leaves(slept) for device in x.devices()} == {home}
+    assert_agree(slept, sleepnet.sleep(params(TINY), awake, config=TINY))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_parameters_that_were_sent_are_sent_no_more(monkeypatch, devices, rows):
+    """Not a byte of them, and the sleep is the same."""
+    state = lived(TINY, rows)[-1]
+    expected = parallel.sleep(params(TINY), state, config=TINY, devices=devices)
+    sent = parallel.send(params(TINY), config=TINY, rows=rows, devices=devices)
+    there = {x.unsafe_buffer_pointer() for x in buffers(sent)}
+    put, again = jax.device_put, []
+
+    def spy(tree, where):
+        copy = put(tree, where)
+        params_of = copy[0] if isinstance(copy, tuple) else copy
+        if isinstance(params_of, dict) and params_of.keys() == sent.keys():
+            again.extend(buffers(params_of))
+        return copy
+
+    monkeypatch.setattr(jax, "device_put", spy)
+    assert_identical(parallel.sleep(sent, state, config=TINY, devices=devices), expected)
+    assert again and {x.unsafe_buffer_pointer() for x in again} == there
+
+
+def buffers(tree):
+    return [shard.data for x in jax.tree.leaves(tree) for shard in x.addressable_shards]
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said_yet():
+    parallel._warn_once.cache_clear()
+
+
+def test_fewer_devices_than_were_asked_for_are_worth_one_warning(caplog):
+    """For each plan, however often it sleeps."""
+    for _ in range(3):
+        state = sleepnet.init_state(TINY, 1)
+        parallel.sleep(params(TINY), state, config=TINY, passes=1)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def logged(caplog, batch, **chosen):
     """What the log says of a sleep whose passes need no devices."""
     caplog.clear()
