@@ -36,8 +36,9 @@ import numpy as np
 from sleepnet import cache, parallel
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.mind_file import Mind
+from sleepnet.model import check_params
 from sleepnet.nap import begin_sleep, continue_sleep, finish_sleep
-from sleepnet.sampling import Sampling, stack
+from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
 from sleepnet.types import WakeState
@@ -167,10 +168,13 @@ class Engine:
         limits: Limits | None = None,
     ):
         passes = config.passes if passes is None else passes
-        work = slots * passes if work is None else work
-        sizes = {"slots": slots, "passes": passes, "work": work, "group": group}
-        for name, value in sizes.items():
+        for name, value in (("slots", slots), ("passes", passes), ("group", group)):
             _check_count(name, value)
+        work = slots * passes if work is None else work
+        _check_count("work", work)
+        if not isinstance(limits, Limits | None):
+            raise ConfigError(f"limits must be Limits(...); got {limits!r}")
+        check_params(params, config)
         self._params, self._config, self._passes = params, config, passes
         self._limits = limits or Limits()
         self._slots = Slots(params, config=config, count=slots)
@@ -230,7 +234,7 @@ class Engine:
           The session's key.
 
         Raises:
-          ValueError: ids outside the vocabulary, too many of them, or a mind of another config or
+          ValueError: ids outside the vocabulary, too many of them, or a mind of another shape, or
             that sleeps in another way.
           EngineFull: as many wait as may.
         """
@@ -241,17 +245,20 @@ class Engine:
                 f"max_new_tokens must be a whole number in 0..{self._limits.new_tokens}; "
                 f"got {max_new_tokens!r}"
             )
-        mind = mind or self._newborn
-        cache.check_state(self._config, mind.state)
-        if (rows := mind.state.window.length_B.shape[0]) != 1:
-            raise ValueError(f"a session is one mind; got a state of {rows} rows")
+        mind = self._newborn if mind is None else mind
+        if not isinstance(mind, Mind):
+            raise ValueError(
+                f"mind must be a Mind, such as Session.mind or Ended.mind; got {mind!r}"
+            )
+        mind.check(self._config)
         if mind.policy != self._newborn.policy:
             raise ValueError(
                 f"the mind sleeps by {mind.policy}, and all of this engine by "
                 f"{self._newborn.policy}: submit dataclasses.replace(mind, "
                 f"policy={self._newborn.policy}), or make an engine of its passes"
             )
-        mind = dataclasses.replace(mind, sampling=sampling or mind.sampling)
+        mind = dataclasses.replace(mind, sampling=as_sampling(sampling or mind.sampling))
+        stop = stop_ids(stop, self._config.vocab_size)
         with self._lock:
             if len(self._waiting) >= self._limits.waiting:
                 raise EngineFull(
@@ -259,7 +266,7 @@ class Engine:
                     f"no more may (limits.waiting): submit again after a step"
                 )
             session = _Session(
-                self._keys, tokens, max_new_tokens, frozenset(stop), keep, mind,
+                self._keys, tokens, max_new_tokens, stop, keep, mind,
                 list(mind.tokens), mind.position, mind.sleeps,
             )  # fmt: skip
             self._keys += 1

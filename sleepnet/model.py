@@ -49,6 +49,23 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
     return params
 
 
+def check_params(params, config: ModelConfig):
+    """Raises ValueError for parameters that were made for another config."""
+    expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    if jax.tree.structure(params) != jax.tree.structure(expected):
+        raise ValueError(
+            f"the parameters are those of another config than one of pattern {config.pattern!r}"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(params), strict=True)
+    for (path, wanted), leaf in pairs:
+        if wanted.shape != leaf.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"the parameters are those of another config: {name} must have shape "
+                f"{wanted.shape}; got {leaf.shape}"
+            )
+
+
 def embed(params, tokens_BT, position_BT, *, config: ModelConfig):
     """Token ids (B, T) and their places in the window -> features x_BTD in the compute dtype."""
     x_BTD = whole(params["embedding"])[tokens_BT]

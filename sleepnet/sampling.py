@@ -6,7 +6,7 @@ is its `Sampling` and a count, and what a row draws does not depend on the rows 
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,25 @@ class Sampling:
                 "top_p must lie above 0; got 0; for the likeliest token alone set temperature=0"
             )
         _check(self, "seed", int, 0, MAX_SEED, "a whole number in 0..2**63 - 1")
+
+
+def as_sampling(value) -> Sampling:
+    """Raises ValueError for what is none."""
+    if not isinstance(value, Sampling):
+        raise ValueError(
+            f"sampling must be a Sampling, such as Sampling(temperature=0); got {value!r}"
+        )
+    return value
+
+
+def stop_ids(stop, vocab_size: int) -> frozenset[int]:
+    """Raises ValueError for what is no collection of ids of the vocabulary."""
+    if isinstance(stop, str) or not isinstance(stop, Collection):
+        raise ValueError(f"stop must be a collection of token ids, such as {{3}}; got {stop!r}")
+    for token in stop:
+        if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
+            raise ValueError(f"stop must be token ids in 0..{vocab_size - 1}; got {token!r}")
+    return frozenset(map(int, stop))
 
 
 @struct.dataclass

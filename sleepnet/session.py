@@ -22,8 +22,8 @@ from sleepnet import cache, mind_file
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.decode import Decoder, longest_piece
 from sleepnet.mind_file import Mind
-from sleepnet.model import init_params
-from sleepnet.sampling import Sampling, sample, stack
+from sleepnet.model import check_params
+from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import Tokenizer, load_tokenizer
 from sleepnet.types import Array, WakeState
@@ -100,7 +100,7 @@ class Session:
           ValueError: parameters of another config.
         """
         policy = policy_of(config.passes if passes is None else passes)
-        _check_params(params, config)
+        check_params(params, config)
         self._params, self._tokenizer = _Params(params), _tokenizer_for(config, tokenizer)
         self._live_on(
             Mind(state=cache.init_state(config, 1), policy=policy, sampling=sampling or Sampling()),
@@ -155,7 +155,7 @@ class Session:
           ValueError: a mind or parameters of another config, a mind whose parts are not of one
             moment, or a tokenizer with which it was not read.
         """
-        _check_params(params, config)
+        check_params(params, config)
         known = None if tokenizer is None else _as_tokenizer(tokenizer)
         mind.check(config, tokenizer=known.identity if known else None)
         return cls._of(_Params(params), mind, config, known)
@@ -222,6 +222,15 @@ class Session:
     def last_sleep(self) -> Spent | None:
         """What it spent; None before the first of this object."""
         return self._life.last_sleep
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling):
+        self._sampling = as_sampling(sampling)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -296,7 +305,8 @@ class Session:
                 f"max_tokens must be 0 or more, or None for no end; got {max_tokens!r}"
             )
         self._check_expects()
-        samplers, stop = stack([sampling or self.sampling]), frozenset(stop)
+        samplers = stack([as_sampling(sampling or self.sampling)])
+        stop = stop_ids(stop, self.config.vocab_size)
         draw = functools.partial(self._draw, samplers, stop)
         return _Stream(draw, math.inf if max_tokens is None else max_tokens)
 
@@ -495,6 +505,15 @@ class _Life(NamedTuple):
         return self.began + self.filled
 
     @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling):
+        self._sampling = as_sampling(sampling)
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         tokens_BL = self.decoder.tokens_BL
         assert tokens_BL is not None
@@ -541,23 +560,6 @@ def _tokenizer_for(config: ModelConfig, tokenizer: str | Tokenizer | None) -> To
             f"{config.vocab_size} of the config"
         )
     return known
-
-
-def _check_params(params, config: ModelConfig):
-    """Raises ValueError for parameters that were made for another config."""
-    expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    if jax.tree.structure(params) != jax.tree.structure(expected):
-        raise ValueError(
-            f"the parameters are those of another config than one of pattern {config.pattern!r}"
-        )
-    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(params), strict=True)
-    for (path, wanted), leaf in pairs:
-        if wanted.shape != leaf.shape:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise ValueError(
-                f"the parameters are those of another config: {name} must have shape "
-                f"{wanted.shape}; got {leaf.shape}"
-            )
 
 
 @jax.jit

@@ -534,6 +534,11 @@ def test_a_program_that_fails_ends_those_it_was_for(small, monkeypatch, program,
         ([1.5], {}, "whole numbers"),
         ([1], {"max_new_tokens": 41}, r"in 0\.\.40; got 41"),
         ([1], {"max_new_tokens": True}, r"in 0\.\.40; got True"),
+        ([1], {"sampling": {"temperature": 0}}, r"must be a Sampling, .*got {'temperature': 0}"),
+        ([1], {"stop": 3}, r"a collection of token ids, such as \{3\}; got 3"),
+        ([1], {"stop": "ab"}, "got 'ab'"),
+        ([1], {"stop": [16]}, r"in 0\.\.15; got 16"),
+        ([1], {"mind": "reader.mind"}, "must be a Mind, .*got 'reader.mind'"),
     ],
 )
 def test_bad_input_is_refused_and_the_engine_goes_on(params, tokens, options, message):
@@ -544,11 +549,26 @@ def test_bad_input_is_refused_and_the_engine_goes_on(params, tokens, options, me
     assert len(alone(limited, [1], max_new_tokens=3)[0]) == 3
 
 
+def test_a_mind_whose_tokens_are_not_its_windows_is_refused(engine):
+    """More than fit, or none told: what it reads next would lie in the wrong place."""
+    _, ended = alone(engine, prompt(0, 5), max_new_tokens=0, keep=True)
+    for tokens in ((), tuple(range(10))):
+        with pytest.raises(ValueError, match="tokens must be the 5 ids"):
+            engine.submit(
+                [1], max_new_tokens=1, mind=dataclasses.replace(ended.mind, tokens=tokens)
+            )
+
+
+def test_parameters_of_another_config_are_refused(params):
+    with pytest.raises(ValueError, match="those of another config"):
+        Engine(params, config=dataclasses.replace(CONFIG, d_model=32), slots=1)
+
+
 def test_a_state_of_another_model_or_of_two_minds_is_refused(engine):
     other = dataclasses.replace(CONFIG, d_model=32)
     for state, message in (
         (sleepnet.init_state(other, 1), "made for another config"),
-        (sleepnet.init_state(CONFIG, 2), "got a state of 2 rows"),
+        (sleepnet.init_state(CONFIG, 2), "one row"),
     ):
         with pytest.raises(ValueError, match=message):
             engine.submit([1], max_new_tokens=1, mind=mind_of(state))
@@ -684,7 +704,8 @@ _ENGINES: dict[str, Engine] = {}
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [({"slots": 0}, "slots must be .* got 0"), ({"slots": 1, "work": 0}, "work must be .* got 0"),
-     ({"slots": 1, "passes": 1.5}, "passes must be .* got 1.5")],
+     ({"slots": 1, "passes": sleepnet.UntilStill()}, "passes must be .* got UntilStill"),
+     ({"slots": 1, "limits": 3}, "limits must be Limits.* got 3")],
 )  # fmt: skip
 def test_a_size_that_is_none_is_refused(params, sizes, message):
     with pytest.raises(ConfigError, match=message):

@@ -269,6 +269,14 @@ def test_bad_input_is_named_and_changes_nothing():
                 read(wrong)
     with pytest.raises(ConfigError, match=r"top_p must be .*; got 2"):
         one.generate(5, sampling=Sampling(top_p=2))
+    for call in (
+        lambda: one.generate(5, sampling={"temperature": 0}),
+        lambda: setattr(one, "sampling", 0.7),
+    ):
+        with pytest.raises(ValueError, match=r"must be a Sampling, such as .*; got (\{|0\.7)"):
+            call()
+    with pytest.raises(ValueError, match=rf"stop must be token ids in 0\.\.{Y - 1}; got {Y}"):
+        one.generate(5, stop=[Y])
     with pytest.raises(ValueError, match=r"max_tokens must be 0 or more, or None .*; got -1"):
         one.generate(-1)
     with pytest.raises(ConfigError, match="passes must be a whole number of 1 or more; got 0"):
