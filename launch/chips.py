@@ -47,7 +47,13 @@ def parse_topology(name: str) -> tuple[str, int]:
             f"--topology={name}: a {kind} has a shape of {axes} numbers, such as "
             f"{kind}:{'x'.join(['4'] * axes)}"
         )
-    return kind, math.prod(map(int, shape.split("x")))
+    count = math.prod(map(int, shape.split("x")))
+    if axes == 2 and count > (most := max(_SHAPES[2])):
+        raise ConfigError(
+            f"--topology={name}: a slice of {kind} has at most {most} chips, and this would have "
+            f"{count}; the nearest is {kind}:{_SHAPES[2][most]}"
+        )
+    return kind, count
 
 
 # What Cloud TPU calls its accelerator types: the kind of chip, and how many of the type's number

@@ -314,7 +314,7 @@ def test_a_topology_is_a_kind_and_a_number_of_chips(name, expected):
     assert chips.parse_topology(name) == expected
 
 
-@pytest.mark.parametrize("name", ["v5x:4x4", "v5e:4x4x4", "v5p:4x4", "v5e", "v5e:0x4"])
+@pytest.mark.parametrize("name", ["v5x:4x4", "v5e:4x4x4", "v5p:4x4", "v5e", "v5e:0x4", "v5e:99x99"])
 def test_a_topology_that_is_none_is_answered_with_one(name):
     with pytest.raises(ConfigError, match=r"v5e|v5p:4x4x4"):
         chips.parse_topology(name)
