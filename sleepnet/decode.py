@@ -8,6 +8,7 @@ An interrupt may fall between a donation and the result's being noted. So a deco
 what its windows began with, notes all of a token at once, and reads lost windows again.
 """
 
+import bisect
 import copy
 import dataclasses
 import functools
@@ -288,7 +289,8 @@ def piece_size(config: ModelConfig, tokens: int) -> int:
     sizes = [size for size in _PIECES if size < config.window]
     if config.window <= _PIECES[-1]:
         sizes.append(config.window)
-    return next((size for size in sizes if size >= tokens), sizes[-1])
+    # No generator: what is raised while one is thrown away, Ctrl-C too, Python does not raise.
+    return sizes[min(bisect.bisect_left(sizes, tokens), len(sizes) - 1)]
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="window")

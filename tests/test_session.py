@@ -364,6 +364,8 @@ def interrupted(deed, chance: int) -> bool:
             raise KeyboardInterrupt
         return ring
 
+    # Python 3.12 traces bytecodes only if a frame has asked for it before tracing begins.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(ring)
     try:
         deed()
