@@ -26,11 +26,12 @@ from absl import flags
 from launch import cli
 from launch.live_line import LiveLine, tell
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig, TextConfig
+from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, TextConfig
 from sleepnet.session import Session, SessionError
 from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
 from sleepnet.tokenizer import Tokenizer, load_tokenizer
 from sleepnet.training.workdir import load_config, load_params
+from sleepnet.wake import check_vocabulary
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; the last by default.")
@@ -73,7 +74,7 @@ def _main() -> int | None:
     if isinstance(config.task, TextConfig):
         tokenizer = load_tokenizer(config.task.tokenizer, field="task.tokenizer")
     ids = tokenizer.encode([prompt])[0] if tokenizer else _ids(prompt)
-    _check_ids(ids, config.model.vocab_size)
+    _check_ids(ids, config.model)
     params, _ = load_params(workdir, _STEP.value)
     session = _session(params, config, tokenizer)
     session.policy = policy or session.policy
@@ -169,14 +170,12 @@ def _ids(prompt: str) -> np.ndarray:
         ) from None
 
 
-def _check_ids(ids: np.ndarray, vocab_size: int):
+def _check_ids(ids: np.ndarray, config: ModelConfig):
     """All at once: what a prompt's beginning has cost is not lost by its end."""
-    for place in np.flatnonzero((ids < 0) | (ids >= vocab_size)):
-        nearest = min(max(int(ids[place]), 0), vocab_size - 1)
-        raise ConfigError(
-            f"the prompt: token id {ids[place]} at place {place} is outside the vocabulary; ids "
-            f"lie in 0..{vocab_size - 1}, the nearest is {nearest}"
-        )
+    try:
+        check_vocabulary(config, ids)
+    except ValueError as error:
+        raise ConfigError(f"the prompt: {error}") from None
 
 
 def _policy() -> Policy | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
-from sleepnet.model import conv_channels, empty_past
+from sleepnet.model import check_arrays, conv_channels, empty_past
 from sleepnet.ops import rope
 from sleepnet.types import (
     AttentionCache,
@@ -44,14 +44,7 @@ def check_state(config: ModelConfig, state: WakeState):
             f"the state was made for another config: its blocks are not those of pattern "
             f"{config.pattern!r} with eviction {config.eviction!r}; make it by init_state(config)"
         )
-    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True)
-    for (path, wanted), leaf in pairs:
-        if (wanted.shape, wanted.dtype) != (leaf.shape, leaf.dtype):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise ValueError(
-                f"the state was made for another config: {name} must have shape {wanted.shape} and "
-                f"dtype {wanted.dtype}; got {leaf.shape} and {leaf.dtype}"
-            )
+    check_arrays("the state was made for another config", expected, state)
 
 
 @functools.lru_cache(maxsize=64)

@@ -42,6 +42,7 @@ from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
 from sleepnet.types import WakeState
+from sleepnet.wake import check_vocabulary
 
 LENGTH, STOP, CANCELLED, FAILED = REASONS = ("length", "stop", "cancelled", "failed")
 GREEDY = Sampling(temperature=0)
@@ -152,7 +153,7 @@ class Engine:
 
     Raises:
       ConfigError: a size that is none.
-      ValueError: devices that are not there.
+      ValueError: devices that are not there, or parameters of another config.
     """
 
     def __init__(
@@ -607,11 +608,7 @@ class Engine:
                 f"a submission has 1 to {self._limits.prompt} tokens (limits.prompt); "
                 f"got {tokens.size}"
             )
-        for place in np.flatnonzero((tokens < 0) | (tokens >= self._config.vocab_size)):
-            raise ValueError(
-                f"token id {tokens[place]} at place {place} is outside the vocabulary: ids lie in "
-                f"0..{self._config.vocab_size - 1}"
-            )
+        check_vocabulary(self._config, tokens)
         return tokens.astype(np.int32)
 
     @contextlib.contextmanager

@@ -79,7 +79,7 @@ class Mind:
             raise ValueError(
                 f"tokens must be the {filled} ids of the state's window; got {len(self.tokens)}"
             )
-        check_vocabulary(config, np.array([self.tokens], np.int64), True)
+        check_vocabulary(config, np.array(self.tokens, np.int64))
         slept_on = self.position - filled
         if not self.sleeps <= slept_on <= self.sleeps * config.window:
             raise ValueError(

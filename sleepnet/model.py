@@ -56,13 +56,19 @@ def check_params(params, config: ModelConfig):
         raise ValueError(
             f"the parameters are those of another config than one of pattern {config.pattern!r}"
         )
-    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(params), strict=True)
+    check_arrays("the parameters are those of another config", expected, params)
+
+
+def check_arrays(trouble: str, expected, given):
+    """Raises ValueError, which begins with the trouble, for the first array of another shape or
+    dtype in a tree of the same structure."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(given), strict=True)
     for (path, wanted), leaf in pairs:
-        if wanted.shape != leaf.shape:
+        if (wanted.shape, wanted.dtype) != (leaf.shape, leaf.dtype):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(
-                f"the parameters are those of another config: {name} must have shape "
-                f"{wanted.shape}; got {leaf.shape}"
+                f"{trouble}: {name} must have shape {wanted.shape} and dtype {wanted.dtype}; got "
+                f"{leaf.shape} and {leaf.dtype}"
             )
 
 

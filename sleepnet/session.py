@@ -478,7 +478,7 @@ class Session:
             raise ValueError(
                 f"tokens must be text or a list of ids; got {ids.dtype} of shape {ids.shape}"
             )
-        check_vocabulary(self.config, ids[None], True)
+        check_vocabulary(self.config, ids)
         return ids.astype(np.int32)
 
 
@@ -503,15 +503,6 @@ class _Life(NamedTuple):
     @property
     def position(self) -> int:
         return self.began + self.filled
-
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are drawn."""
-        return self._sampling
-
-    @sampling.setter
-    def sampling(self, sampling: Sampling):
-        self._sampling = as_sampling(sampling)
 
     @property
     def tokens(self) -> tuple[int, ...]:

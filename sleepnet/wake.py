@@ -149,12 +149,15 @@ def _check_values(config, filled_B, tokens_BT, length_B):
     check_vocabulary(config, tokens_BT, np.arange(T) < length_B[:, None])
 
 
-def check_vocabulary(config: ModelConfig, tokens, valid):
-    """Raises ValueError for the first valid token id outside the vocabulary; NumPy arrays."""
-    for place in np.argwhere(valid & ((tokens < 0) | (tokens >= config.vocab_size))):
+def check_vocabulary(config: ModelConfig, tokens, valid=True):
+    """Raises ValueError for the first valid token id outside the vocabulary; NumPy arrays, of rows
+    or of one row alone."""
+    last = config.vocab_size - 1
+    for place in np.argwhere(valid & ((tokens < 0) | (tokens > last))):
+        token, row = tokens[tuple(place)], f" in row {place[0]}" if tokens.ndim > 1 else ""
         raise ValueError(
-            f"token id {tokens[tuple(place)]} in row {place[0]}, place {place[-1]} is outside the "
-            f"vocabulary: ids lie in 0..{config.vocab_size - 1}"
+            f"token id {token}{row} at place {place[-1]} is outside the vocabulary: ids lie in "
+            f"0..{last}; the nearest is {min(max(token, 0), last)}"
         )
 
 

@@ -68,7 +68,7 @@ def test_a_refused_token_changes_nothing():
     decoder.sleep(rows_B=np.array([False, False, True]))
     slept = jax.tree.map(np.array, decoder.state)
     with pytest.raises(
-        ValueError, match=rf"token id {vocab_size} in row 1, place 0 .* 0\.\.{vocab_size - 1}"
+        ValueError, match=rf"token id {vocab_size} in row 1 at place 0 .* 0\.\.{vocab_size - 1}"
     ):
         decoder.wake([0, vocab_size, 0])
     jax.tree.map(np.testing.assert_array_equal, decoder.state, slept)

@@ -201,7 +201,7 @@ def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):
     saved = (
         ({"tokens": ()}, "tokens must be the 4 ids of the state's window; got 0"),
         ({"tokens": (1, 2, 3)}, "the 4 ids of the state's window; got 3"),
-        ({"tokens": (1, 2, 3, Y)}, f"token id {Y} in row 0, place 3"),
+        ({"tokens": (1, 2, 3, Y)}, f"token id {Y} at place 3"),
         ({"position": 3}, "position=3 and sleeps=1 are not of one life"),
         ({"position": 2 * L + 5}, f"position={2 * L + 5} and sleeps=1"),
         ({"sleeps": 0}, f"position={L + 4} and sleeps=0 are not of one life: with 4 tokens"),

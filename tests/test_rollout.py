@@ -313,7 +313,7 @@ MISFITS = {
     "floats": (dict(tokens_BWL=LIFE + 0.5), r"whole numbers; got float"),
     "no windows": (dict(tokens_BWL=LIFE[:, :0]), r"got \(1, 0, 6\)"),
     "only a mask": (dict(targets_BWL=None), r"given together"),
-    "vocabulary": (dict(tokens_BWL=LIFE + 1), r"id 13 in row 0, place 4.*0\.\.12"),
+    "vocabulary": (dict(tokens_BWL=LIFE + 1), r"id 13 in row 0 at place 4.*0\.\.12"),
     "long row": (
         dict(length_BW=np.array([[6, 7]])),
         r"length_BW must lie in 0\.\.6; got 7 in row 0",

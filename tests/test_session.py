@@ -258,8 +258,8 @@ def test_bad_input_is_named_and_changes_nothing():
     one = older()
     before = everything(one)
     for wrong, complaint in (
-        ([1, 2, Y], rf"token id {Y} in row 0, place 2 .* ids lie in 0\.\.{Y - 1}"),
-        (np.array([3, -1]), "token id -1 in row 0, place 1"),
+        ([1, 2, Y], rf"token id {Y} at place 2 .* ids lie in 0\.\.{Y - 1}"),
+        (np.array([3, -1]), "token id -1 at place 1"),
         ([1.0], "tokens must be text or a list of ids; got float64"),
         ([[1]], r"got int64 of shape \(1, 1\)"),
         ("text", "text needs a tokenizer: make the session with tokenizer='bytes'"),

@@ -264,11 +264,11 @@ BAD_CALLS = {
     "negative length": (dict(length_B=np.array([1, 2, -1], np.int32)), r"0\.\.2; got -1 in row 2"),
     "id too large": (
         dict(tokens=TOKENS + np.int32([[0], [13], [0]])),
-        r"id 13 in row 1, place 0.*0\.\.12",
+        r"id 13 in row 1 at place 0.*0\.\.12",
     ),
     "negative id": (
         dict(tokens=TOKENS - np.int32([[0, 0], [0, 0], [0, 1]])),
-        r"id -1 in row 2, place 1",
+        r"id -1 in row 2 at place 1",
     ),
     "logits": (dict(logits="first"), r"all, last, none.*'first'"),
 }
