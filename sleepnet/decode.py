@@ -82,7 +82,7 @@ class Decoder:
     def __init__(
         self, params, state: WakeState, *, config: ModelConfig, tokens_BL=None, logits_BY=None
     ):
-        self._config, self._params = config, _shared(params)
+        self._config, self._params = config, shared(params)
         self._now = self._minds(state, tokens_BL, logits_BY)
 
     @property
@@ -253,24 +253,24 @@ class Decoder:
         return given, minds
 
 
-class _Params:
+class Params:
     """Parameters as they were given, and every layer in arrays of its own."""
 
     def __init__(self, params):
         self.stacked, self.apart = params, unstack_params(params)
 
 
-_ALIVE: weakref.WeakValueDictionary[Any, _Params] = weakref.WeakValueDictionary()
+_ALIVE: weakref.WeakValueDictionary[Any, Params] = weakref.WeakValueDictionary()
 
 
-def _shared(params) -> _Params:
-    """One for all decoders of the same arrays; it keeps them alive, so that no id is used anew."""
+def shared(params) -> Params:
+    """One for all who wake with the same arrays; keeps them alive, so that no id is used anew."""
     leaves, structure = jax.tree.flatten(params)
     key = (structure, *map(id, leaves))
-    shared = _ALIVE.get(key)
-    if shared is None:
-        shared = _ALIVE[key] = _Params(params)
-    return shared
+    one = _ALIVE.get(key)
+    if one is None:
+        one = _ALIVE[key] = Params(params)
+    return one
 
 
 def _note(tokens_BL: np.ndarray, filled_B: np.ndarray, tokens_BT, length_B):
@@ -368,6 +368,8 @@ def apart(state: WakeState):
 
 
 def stacked(tree) -> Any:
+    """Every list of layers as the array that `apart` took apart."""
+
     def is_list(x):
         return isinstance(x, list)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sleepnet import cache
 from sleepnet.config import ModelConfig
-from sleepnet.decode import apart, stacked, unstack_params, unstack_state
+from sleepnet.decode import apart, shared, stacked, unstack_state
 from sleepnet.sampling import Samplers, sample
 from sleepnet.types import Array, WakeState
 from sleepnet.wake import wake
@@ -22,7 +22,8 @@ from sleepnet.wake import wake
 class Slots:
     """The minds of a batch of B rows; rows in use are the caller's book to keep.
 
-    Holds a copy of the parameters to read one token with, and the caller's own for the rest.
+    Holds a copy of the parameters to read one token with, shared with all decoders of the same
+    arrays, and the caller's own for the rest.
 
     Args:
       params: from `init_params`.
@@ -31,10 +32,9 @@ class Slots:
     """
 
     def __init__(self, params, *, config: ModelConfig, count: int):
-        self._config, self._params = config, params
+        self._config, self._params = config, shared(params)
         self._written_out = dataclasses.replace(config, unroll=True)  # see decode.step
-        self._params_of_one = unstack_params(params)
-        self._home = jax.tree.leaves(self._params_of_one)[0].sharding
+        self._home = jax.tree.leaves(self._params.apart)[0].sharding
         self.count = count
         self.renew()
 
@@ -66,7 +66,7 @@ class Slots:
           tokens_B, int32: -1 where the logits are not numbers; and the float32 logits_BY.
         """
         drawn_B, logits_BY, self._state = _read_one(
-            self._params_of_one, self._state, tokens_B, reads_B, draw_B, samplers,
+            self._params.apart, self._state, tokens_B, reads_B, draw_B, samplers,
             config=self._written_out,
         )  # fmt: skip
         return drawn_B, logits_BY
@@ -85,8 +85,8 @@ class Slots:
           tokens_Q and logits_QY, as `read_one`.
         """
         drawn_Q, logits_QY, self._state = _read_piece(
-            self._params, self._state, self._padded(rows, len(length_Q)), tokens_QT, length_Q,
-            draw_Q, samplers, config=self._config,
+            self._params.stacked, self._state, self._padded(rows, len(length_Q)), tokens_QT,
+            length_Q, draw_Q, samplers, config=self._config,
         )  # fmt: skip
         return drawn_Q, logits_QY
 
