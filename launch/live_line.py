@@ -1,5 +1,6 @@
 """A line at the foot of the terminal that tells how a program is doing, below what it writes."""
 
+import contextlib
 import os
 from typing import TextIO
 
@@ -56,4 +57,5 @@ class LiveLine:
         self._write(line + os.linesep)
 
     def _write(self, text: str):
-        tell(self._stream, text)
+        with contextlib.suppress(OSError):  # a line that cannot be shown is no reason to stop
+            tell(self._stream, text)

@@ -94,6 +94,7 @@ class Dusk(NamedTuple):
 
 
 def at_dusk(state: WakeState) -> Dusk:
+    """What the sleep of a state begins with."""
     window = state.window
     working = cache.fast_weights_of(window.blocks)
     return Dusk(state.fast_weights, working, window.carried, window.length_B, window.kept_B)
