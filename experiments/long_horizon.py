@@ -14,12 +14,12 @@ in the test are never seen in training.
         --workdir=runs/long_horizon/plain --out=runs/long_horizon/report
 
 Cost: on one CPU core about 6 minutes ("sleeping"), 2 ("plain", "sliding", "full") or 8
-("full_longer") a run; asking it takes 5 minutes more. Expect both hybrids to answer all but all up
+("full_longer") a run; asking it takes 5 minutes more. Expect both hybrids to answer nearly all up
 to 128 pages, 32 times as far as they learned, and to forget from 256 on, "sleeping" sooner than
 "plain" (.94 and .99 at 256, .53 and .68 at 1,024): recall alone has no use for more passes. "full"
 learned in no seed, "full_longer" in one of three, and that one fails beyond the distances of
-training; other rates (.003 to .03 of either optimizer), four heads and wider embeddings, each tried
-with one seed of "full", did no better.
+training; "full" with other rates (Muon .01 and .03, Adam .003 to .03), four heads, or embeddings of
+unit size at the start, one seed of each, did no better.
 """
 
 from experiments.defaults import experiment

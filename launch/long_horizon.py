@@ -13,7 +13,7 @@ from launch import cli
 from launch.signals import Signals
 from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
-from sleepnet.evaluation import long_horizon
+from sleepnet.evaluation import long_horizon, plots
 from sleepnet.evaluation.forgetting import forgetting
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.training.workdir import differences, load_config, load_params
@@ -58,8 +58,7 @@ def main(_):
     task, trained = tasks[0], max(task.depths[-1] for task in tasks)
     record = {"trained": trained, "machine": describe_machine(), "runs": runs}
     storage.write_json(out / "results.json", record)
-    figure = long_horizon.draw(runs, trained, costs)
-    figure.savefig(out / long_horizon.FIGURE, dpi=130, metadata={"Software": None})
+    plots.save(long_horizon.draw(runs, trained, costs), out / long_horizon.FIGURE)
     text = long_horizon.page(runs, task, trained, fewest, costs)
     storage.write_atomic(out / "report.md", text)
     print(long_horizon.accuracy_table(runs, task.page, trained))

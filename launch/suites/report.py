@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sleepnet.evaluation.markdown import table
+from sleepnet.evaluation.markdown import measured_table
 
 _HEAD = """# Benchmarks
 
@@ -24,7 +24,6 @@ def section(record: dict[str, Any]) -> str:
     where = [machine.pop("cpu"), machine.pop("device"), *(f"{k} {v}" for k, v in machine.items())]
     where += [f"{k} {v}" for peer in record.get("peers", {}).values() for k, v in peer.items()]
     columns = list(dict.fromkeys(key for row in record["rows"] for key in row))
-    rows = [[_shown(key, row.get(key)) for key in columns] for row in record["rows"]]
     return "\n".join(
         [
             f"## {record['suite']}",
@@ -33,20 +32,7 @@ def section(record: dict[str, Any]) -> str:
             "",
             f"{record['date']}: {', '.join(map(str, where))}.",
             "",
-            table(columns, rows),
+            measured_table(columns, record["rows"]),
             "",
         ]
     )
-
-
-def _shown(key: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, (list, tuple)):
-        middle, low, high = value
-        return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-    if isinstance(value, float):
-        if " of " in key:
-            return f"{value:.0%}"
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)

@@ -1,6 +1,5 @@
 """The page of the long horizon: how long facts are remembered, and what a token costs meanwhile."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,8 @@ from matplotlib.figure import Figure
 from sleepnet.config import FactsConfig
 from sleepnet.evaluation.intervals import student_t
 from sleepnet.evaluation.machine import describe_machine
-from sleepnet.evaluation.markdown import table
+from sleepnet.evaluation.markdown import measured_table, table
+from sleepnet.evaluation.plots import LOOK, THIN, line_style
 
 Runs = Mapping[str, Sequence[Mapping[int, Mapping[str, Any]]]]  # name -> for each seed, by distance
 
@@ -52,13 +52,6 @@ _COLUMNS = (
     "mind", "context", "ms p50", "ms p99", "/ shortest", "answer ms", "read s", "sleep ms",
     "tokens/s", "state MB",
 )  # fmt: skip
-_LINES: Sequence[dict[str, Any]] = (
-    dict(color="0.0", linestyle="-", marker="o"),
-    dict(color="0.4", linestyle="--", marker="s"),
-    dict(color="0.0", linestyle=":", marker="^", markerfacecolor="white"),
-    dict(color="0.6", linestyle="-.", marker="D"),
-    dict(color="0.6", linestyle="-", marker="x"),
-)
 
 
 def page(runs: Runs, task: FactsConfig, trained: int, tokens: int, costs: dict | None) -> str:
@@ -115,7 +108,7 @@ def _cost_section(costs: dict) -> str:
     return _COSTS.format(
         model=rows[0]["model"],
         machine=f"{machine['cpu']}, {machine['cores']} cores, jax {machine['jax']}",
-        table=table(_COLUMNS, [[_shown(row.get(key)) for key in _COLUMNS] for row in rows]),
+        table=measured_table(_COLUMNS, rows),
     )
 
 
@@ -125,17 +118,9 @@ def _of_smallest(costs: dict) -> list[dict[str, Any]]:
     return [row for row in rows if row["model"] == rows[-1]["model"]]
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        value = value[0]  # between its quantiles
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return "–" if value is None else value
-
-
 def draw(runs: Runs, trained: int, costs: dict | None) -> Figure:
     """Accuracy against distance, and beside it milliseconds a token against context."""
-    with mpl.rc_context({"font.size": 9, "legend.frameon": False}):
+    with mpl.rc_context(LOOK):
         figure = Figure(figsize=(8.4 if costs else 4.6, 4.2), layout="constrained")
         left, *right = figure.subplots(1, 2 if costs else 1, squeeze=False)[0]
         _draw_accuracy(left, runs, trained)
@@ -145,13 +130,13 @@ def draw(runs: Runs, trained: int, costs: dict | None) -> Figure:
 
 
 def _draw_accuracy(axes, runs: Runs, trained: int):
-    for (name, seeds), style in zip(runs.items(), itertools.cycle(_LINES), strict=False):
+    for number, (name, seeds) in enumerate(runs.items()):
         distances = list(seeds[0])
         means = [sum(s[d]["accuracy"] for s in seeds) / len(seeds) for d in distances]
-        axes.plot(distances, means, label=name, **style)
+        axes.plot(distances, means, label=name, **line_style(number))
     floor = next(iter(next(iter(runs.values()))[0].values()))["floor"]
-    axes.axhline(floor, color="0.6", linewidth=0.8, label="floor: facts not read")
-    axes.axvline(trained, color="0.6", linewidth=0.8)
+    axes.axhline(floor, label="floor: facts not read", **THIN)
+    axes.axvline(trained, **THIN)
     axes.text(trained * 1.1, 1.06, "beyond training →", color="0.4")
     axes.set(
         xscale="log", ylim=(-0.02, 1.12), ylabel="answers right (share)",
@@ -161,10 +146,9 @@ def _draw_accuracy(axes, runs: Runs, trained: int):
 
 
 def _draw_costs(axes, rows):
-    minds = dict.fromkeys(row["mind"] for row in rows)
-    for mind, style in zip(minds, (_LINES[0], _LINES[3]), strict=True):
+    for number, mind in enumerate(dict.fromkeys(row["mind"] for row in rows)):
         timed = [row for row in rows if row["mind"] == mind and isinstance(row["ms p50"], float)]
         contexts = [int(row["context"]) for row in timed]
-        axes.plot(contexts, [row["ms p50"] for row in timed], label=mind, **style)
+        axes.plot(contexts, [row["ms p50"] for row in timed], label=mind, **line_style(number))
     axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel="ms a token, p50")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)

@@ -1,6 +1,7 @@
 """The text of the report, from the numbers of `summarize`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sleepnet.evaluation.summary import SMOOTHED_ROWS, select
 
@@ -27,6 +28,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def measured_table(columns: Sequence[str], rows: Sequence[dict]) -> str:
+    """What a benchmark measured: numbers as many as are worth reading, those of three as their
+    median with its quantiles."""
+    return table(columns, [[_shown(key, row.get(key)) for key in columns] for row in rows])
 
 
 def accuracy_table(summary: dict, measure: str = "accuracy") -> str:
@@ -248,3 +255,16 @@ def _count(value: float) -> str:
 
 def _seconds(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.0f} s"
+
+
+def _shown(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, (list, tuple)):
+        middle, low, high = value
+        return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    if isinstance(value, float):
+        if " of " in key:
+            return f"{value:.0%}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)

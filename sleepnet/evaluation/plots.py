@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from sleepnet.evaluation.summary import select
 
 _DPI = 130
-_LOOK: dict[Any, Any] = {
+LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,7 +31,7 @@ _LINES = (
     {"color": "0.2", "linestyle": (0, (6, 2)), "marker": "v", "markerfacecolor": "white"},
     {"color": "0.6", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
 )
-_THIN = {"color": "0.55", "linewidth": 0.8, "zorder": 0}
+THIN = {"color": "0.55", "linewidth": 0.8, "zorder": 0}
 
 
 def draw(summary: dict, folder: pathlib.Path, prefix: str = "") -> dict[str, str]:
@@ -55,10 +55,14 @@ def draw(summary: dict, folder: pathlib.Path, prefix: str = "") -> dict[str, str
     files = {}
     for name, make in figures.items():
         files[name] = f"{prefix}{name}.png"
-        with mpl.rc_context(_LOOK):
-            # Without the version of matplotlib, equal numbers give equal files.
-            make(summary).savefig(folder / files[name], dpi=_DPI, metadata={"Software": None})
+        with mpl.rc_context(LOOK):
+            save(make(summary), folder / files[name])
     return files
+
+
+def save(figure: Figure, path: pathlib.Path):
+    """As PNG; without the version of matplotlib, so that equal numbers give equal files."""
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
 
 
 def accuracy_by_depth(summary: dict) -> Figure:
@@ -72,7 +76,7 @@ def accuracy_by_depth(summary: dict) -> Figure:
         rows = [row for row in select(by_depth, name=name) if row["passes"] == row["trained"]]
         x = _side_by_side(depths, number, len(names))
         _line_with_bars(axes, x, [row["accuracy"] for row in rows], number, name)
-    axes.plot(depths, list(floors.values()), label="floor: context not read", **_THIN)
+    axes.plot(depths, list(floors.values()), label="floor: context not read", **THIN)
     _share_axis(axes, f"depth ({summary['depth_name']})", "answers right (share)")
     axes.set_xticks(depths)
     _legend(axes)
@@ -85,7 +89,7 @@ def learning_curves(summary: dict) -> Figure:
     units = (("tokens", "training tokens"), ("flops", "training FLOPs"))
     for axes, (total, label) in zip(panels, units, strict=True):
         for number, curve in enumerate(summary["curves"]):
-            style = _style(number)
+            style = line_style(number)
             for of_seed in curve["accuracy"]["of_seeds"]:
                 axes.plot(
                     curve[total], of_seed, linewidth=0.5, alpha=0.5,
@@ -113,7 +117,7 @@ def passes_at_test(summary: dict) -> Figure:
         x = _side_by_side([row["passes"] for row in rows], number, len(names))
         _line_with_bars(axes, x, [row["accuracy"] for row in rows], number, f"trained at {name}")
     floor = select(summary["results"], depth=None)[0]["floor"]
-    axes.axhline(floor, label="floor: context not read", **_THIN)
+    axes.axhline(floor, label="floor: context not read", **THIN)
     _share_axis(axes, "N at test (passes of each sleep)", "answers right, all depths (share)")
     axes.set_xticks(sorted({row["passes"] for row in summary["results"]}))
     _legend(axes)
@@ -137,7 +141,7 @@ def sleep_latency(summary: dict) -> Figure:
     latency = summary["latency"]
     _timing_line(axes, latency["sleep"], 0, "one sleep")
     prefill = latency["prefill"]["median_ms"]
-    axes.axhline(prefill, label="wake of the same window (prefill)", **_THIN)
+    axes.axhline(prefill, label="wake of the same window (prefill)", **THIN)
     _time_axes(axes, latency["sleep"], "N (passes)", "time of a full window (ms)")
     return figure
 
@@ -148,7 +152,7 @@ def _figure(columns: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _style(number: int) -> dict:
+def line_style(number: int) -> dict:
     return _LINES[number % len(_LINES)]
 
 
@@ -169,14 +173,14 @@ def _line_with_bars(axes, x, estimates: list[dict], number: int, label: str):
     mean, low, high = ([estimate[key] for estimate in estimates] for key in ("mean", "low", "high"))
     below = [m - bound for m, bound in zip(mean, low, strict=True)]
     above = [bound - m for m, bound in zip(mean, high, strict=True)]
-    axes.errorbar(x, mean, yerr=(below, above), elinewidth=0.8, label=label, **_style(number))
+    axes.errorbar(x, mean, yerr=(below, above), elinewidth=0.8, label=label, **line_style(number))
 
 
 def _timing_line(axes, rows: list[dict], number: int, label: str):
     x, median = [row["passes"] for row in rows], [row["median_ms"] for row in rows]
     to_p90 = [max(0.0, row["p90_ms"] - row["median_ms"]) for row in rows]
     none = [0.0] * len(rows)
-    axes.errorbar(x, median, yerr=(none, to_p90), elinewidth=0.8, label=label, **_style(number))
+    axes.errorbar(x, median, yerr=(none, to_p90), elinewidth=0.8, label=label, **line_style(number))
 
 
 def _share_axis(axes, xlabel: str, ylabel: str):
