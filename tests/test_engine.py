@@ -559,6 +559,16 @@ def test_a_mind_whose_tokens_are_not_its_windows_is_refused(engine):
             )
 
 
+def test_an_engine_holds_the_parameters_that_a_session_holds():
+    """No further copy of them, beside a mind in its one slot."""
+    params = sleepnet.init_params(CONFIG, jax.random.key(7))
+    session = sleepnet.Session(params, config=CONFIG)
+    before, size = (sum(x.nbytes for x in a) for a in (jax.live_arrays(), jax.tree.leaves(params)))
+    engine = Engine(params, config=CONFIG, slots=1)
+    assert sum(x.nbytes for x in jax.live_arrays()) - before < size / 2
+    assert not (engine.busy or session.position)
+
+
 def test_parameters_of_another_config_are_refused(params):
     with pytest.raises(ValueError, match="those of another config"):
         Engine(params, config=dataclasses.replace(CONFIG, d_model=32), slots=1)
