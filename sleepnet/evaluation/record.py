@@ -1,13 +1,13 @@
 """`evaluation.json`: what was measured on one run, in its workdir.
 
-Plain JSON, version 1:
+Plain JSON, version 2:
   version, step, trained_passes, split, depth_name;
   request: passes, examples and streaming_examples, as asked;
   results: one `DepthResult` per N and depth, depth null for all depths together; of text, one
     `LossResult` per N and window of a document, null for all;
   agreement: an `Agreement` at the trained N, or null;
-  latency: null, or batch_size, prefill (a `Timing`), wake (rows of passes, windows and a
-    `Timing`) and sleep (rows of passes and a `Timing`);
+  latency: null, or batch_size, prefill (median_ms and p90_ms), wake (rows of passes, windows and
+    the same) and sleep (rows of passes and the same);
   machine: see `describe_machine`.
 """
 
@@ -18,12 +18,12 @@ from collections.abc import Callable
 from sleepnet import storage, tasks
 from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation.accuracy import evaluate
-from sleepnet.evaluation.latency import sleep_latency, wake_latency
+from sleepnet.evaluation.latency import Timing, sleep_latency, wake_latency
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.evaluation.streaming import agreement
 
-FILE, VERSION, SPLIT = "evaluation.json", 1, "test"
+FILE, VERSION, SPLIT = "evaluation.json", 2, "test"
 _LATENCY_BATCH = 1
 
 
@@ -139,10 +139,14 @@ def _latency(params, config):
     )
     return {
         "batch_size": _LATENCY_BATCH,
-        "prefill": dataclasses.asdict(sleep.prefill),
+        "prefill": _times(sleep.prefill),
         "wake": [
-            {"passes": N, "windows": windows, **dataclasses.asdict(timing)}
+            {"passes": N, "windows": windows, **_times(timing)}
             for (N, windows), timing in wake.items()
         ],
-        "sleep": [{"passes": N, **dataclasses.asdict(timing)} for N, timing in sleep.sleep.items()],
+        "sleep": [{"passes": N, **_times(timing)} for N, timing in sleep.sleep.items()],
     }
+
+
+def _times(timing: Timing) -> dict[str, float]:
+    return {"median_ms": timing.median_ms, "p90_ms": timing.p90_ms}

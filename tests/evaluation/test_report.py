@@ -55,7 +55,7 @@ def evaluation_of(trained, accuracy, step, latency):
     agreed = {"passes": trained, "examples": 3, "max_nll": 2.0, "max_nll_difference": 1e-6}
     machine = {"cpu": "abacus", "cores": 2, "device": "cpu", "devices": 1}
     return {
-        "version": 1,
+        "version": record.VERSION,
         "step": step,
         "trained_passes": trained,
         "split": "test",
@@ -95,6 +95,20 @@ def test_results_hold_means_over_seeds_with_their_intervals(workdirs, tmp_path):
     assert over_seeds["accuracy"] == pytest.approx(expected, abs=1e-4)
     one_seed = rows[2, 2, 1]["accuracy"]
     assert one_seed == {"mean": 0.95, "low": 0.85, "high": 1.0, "values": [0.95]}
+
+
+def test_what_is_measured_can_be_reported(config, params, tmp_path):
+    """Times too: with nothing written by hand between the one and the other."""
+    workdir = write_run(tmp_path / "run", config, passes=config.model.passes)
+    asked = record.widen(config, (1,), examples=9)
+    record.save(workdir, measured := record.measure(params, asked, step=40))
+    (group,) = report([workdir], tmp_path / "out")["groups"]
+    for name in ("wake", "sleep"):
+        assert sorted(group["latency"][name], key=str) == sorted(measured["latency"][name], key=str)
+    assert group["latency"]["prefill"] == measured["latency"]["prefill"]
+    shares = [row["accuracy"] for row in measured["results"]]
+    assert sorted(row["accuracy"]["mean"] for row in group["results"]) == sorted(shares)
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == PNGS
 
 
 def test_costs_are_those_up_to_the_evaluated_step(workdirs, tmp_path):
