@@ -51,7 +51,9 @@ def wake(
       logits: "all" (B, T, Y), "last" (B, Y) at each row's last valid token, or "none".
 
     Returns:
-      float32 logits that predict the token after each (None for "none"), and the new state.
+      float32 logits that predict the token after each (None for "none"), and the new state. A row
+      of length 0 has zeros for "last": the uniform distribution, since nothing was read that could
+      predict. The places of "all" after a row's last valid token hold no prediction.
 
     Raises:
       ValueError: shapes that do not fit, T above the window, an unknown `logits`; and, where
@@ -177,7 +179,13 @@ def at_hand(x) -> bool:
 def _read(params, y_BTD, length_B, config, logits):
     if logits == "none":
         return None
-    if logits == "last":
-        last_B = jnp.maximum(length_B - 1, 0)
-        y_BTD = jnp.take_along_axis(y_BTD, last_B[:, None, None], axis=1)[:, 0]
-    return model.logits(params, y_BTD, config=config)
+    if logits == "all":
+        return model.logits(params, y_BTD, config=config)
+    y_BD = of_last_token(y_BTD, length_B)
+    return jnp.where(length_B[:, None] > 0, model.logits(params, y_BD, config=config), 0.0)
+
+
+def of_last_token(x_BTD, length_B):
+    """Select what stands at each row's last valid token; at the first place where there is none."""
+    last_B = jnp.maximum(length_B - 1, 0)
+    return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
