@@ -13,6 +13,7 @@ import pytest
 
 import sleepnet
 from sleepnet import engine as engine_module
+from sleepnet import nap as nap_module
 from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.engine import (
@@ -280,6 +281,17 @@ def test_a_step_does_no_more_work_than_it_may(params, monkeypatch, sizes):
         most |= done
     work = sizes.get("work", SLOTS * CONFIG.passes)
     assert max(most.values()) <= work and min(most["read"], most["slept on"]) >= work / 2
+
+
+def test_what_sleeps_in_an_engine_is_not_hashed(engine, monkeypatch):
+    """The rows that it commits are those that it took: to compare them would cost it time."""
+
+    def hashed(state):
+        raise AssertionError("an engine hashes a state")
+
+    monkeypatch.setattr(nap_module, "_hash_rows", hashed)
+    _, ended = alone(engine, prompt(0, CONFIG.window + 1), max_new_tokens=0, keep=True)
+    assert (ended.reason, ended.mind.sleeps) == (LENGTH, 1)
 
 
 def test_run_waits_for_those_who_sleep_elsewhere(params, monkeypatch):

@@ -72,6 +72,15 @@ def test_a_digest_does_not_depend_on_the_devices(spec):
     assert storage.digests(spread) == storage.digests(array)
 
 
+def test_the_hash_of_a_row_is_that_of_its_words_one_after_another():
+    """In all arrays of a batch, wherever their batch axis."""
+    batch, later = array_of(np.float32, (3, 2)), array_of(np.float32, (2, 3, 4), seed=1)
+    hashes = np.asarray(storage.hash_rows([jnp.asarray(batch), jnp.asarray(later)], [0, 1]))
+    for row, lanes in enumerate(hashes):
+        words = np.concatenate([batch[row], later[:, row].ravel()])
+        assert "".join(f"{lane:08x}" for lane in lanes) == by_the_definition(words)
+
+
 def test_a_digest_is_taken_where_the_pieces_lie(monkeypatch):
     """No array is put together: not even to be looked at from the host."""
     mesh = jax.make_mesh((8,), ("a",))
