@@ -84,7 +84,7 @@ class _Sums:
 
 def _sums(params, config, task: Text, passes, split) -> _Sums:
     """Batches all have one size, and so one program; the last is cut to the examples wanted."""
-    wanted = min(config.evaluation.examples, task.packing(split).rows)
+    wanted = task.num_distinct(split, config.evaluation.examples)
     batch_size = min(config.evaluation.batch_size, wanted)
     parts = []
     for batch in tasks.batches(task, split, batch_size, num_batches=-(-wanted // batch_size)):

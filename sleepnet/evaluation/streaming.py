@@ -73,6 +73,8 @@ def stream(
 def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Agreement:
     """Streams `config.evaluation.streaming_examples` test examples and compares with `rollout`.
 
+    A test split with fewer examples is streamed once.
+
     Args:
       passes: N; the trained one by default.
 
@@ -80,7 +82,8 @@ def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Ag
       ValueError: `streaming_examples` is 0.
     """
     passes = config.model.passes if passes is None else passes
-    task, examples = tasks.make(config.task), config.evaluation.streaming_examples
+    task = tasks.make(config.task)
+    examples = task.num_distinct("test", config.evaluation.streaming_examples)
     (batch,) = tasks.batches(task, "test", examples, num_batches=1)
     window_passes = task.window_passes(passes)
     rolled = compiled_score(

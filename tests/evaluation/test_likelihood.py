@@ -1,5 +1,6 @@
 """The likelihood of text, of models whose score is known without running them."""
 
+import dataclasses
 import math
 
 import corpora
@@ -11,10 +12,11 @@ import pytest
 import sleepnet
 from sleepnet import tasks
 from sleepnet.config import EvaluationConfig, ExperimentConfig, ModelConfig
-from sleepnet.evaluation import markdown, record
+from sleepnet.evaluation import markdown, record, streaming
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.streaming import agreement
+from sleepnet.rollout import Rollout
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,19 @@ def test_streaming_is_rollout_where_rows_begin_anew(text, text_params):
     agreed = agreement(text_params, text)
     assert (agreed.examples, agreed.equal_predictions) == (6, 1.0)
     assert agreed.max_nll_difference <= 1e-5 * agreed.max_nll
+
+
+def test_streaming_takes_no_row_of_a_small_split_twice(text, monkeypatch):
+    """Of models that need no computing: how often tokens agree counts every row once."""
+    many = dataclasses.replace(text.evaluation, streaming_examples=1000)
+
+    def scores(params, batch, **_):
+        return np.zeros(batch.tokens_WL.shape), np.zeros(batch.tokens_WL.shape)
+
+    monkeypatch.setattr(streaming, "compiled_score", lambda *a, **k: Rollout(*scores(*a), None))
+    monkeypatch.setattr(streaming, "stream", scores)
+    rows = tasks.make(text.task).packing("test").rows
+    assert agreement({}, dataclasses.replace(text, evaluation=many)).examples == rows < 1000
 
 
 def test_the_record_of_a_text_run_is_a_table_of_losses(text, text_params):
