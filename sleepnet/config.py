@@ -415,10 +415,14 @@ class TrainingConfig:
 
     muon_learning_rate: float = 2e-3  # of the blocks' matrices (paper: tuned at N = 1)
     adam_learning_rate: float = 5e-5  # of everything else
+    # Of the blocks' matrices; and of embedding, learned positions and head. Norms, convolutions,
+    # A_log and dt_bias never decay.
     muon_weight_decay: float = 0.0
     adam_weight_decay: float = 0.0
     adam_b2: float = 0.95
-    schedule: str = "constant"  # our choice: after warm-up, constant or a cosine down to 0
+    # Our choice: after warm-up, constant or a cosine down to 0. By the step of the run, skipped
+    # steps too.
+    schedule: str = "constant"
     warmup_steps: int = 0  # linear, from 0
     decay_fraction: float = 0.0  # share of steps, at the end, over which a constant falls to 0
     clip_norm: float = 1.0  # global; our choice
