@@ -96,7 +96,7 @@ class ModelConfig:
 
     # Numbers. Fast weights, log decays, norms and softmax are float32 whatever stands here, and
     # the products that touch a fast weight always run at the highest precision.
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # bfloat16 for inference alone; training needs float32
     compute_dtype: str = "float32"
     matmul_precision: str = "default"  # of all other products
 
@@ -183,6 +183,20 @@ def check_kernel_chunk(chunk: int):
         raise ConfigError(
             f"chunk: backend='pallas' takes {', '.join(map(str, KERNEL_CHUNKS))}; got {chunk}; "
             f"the nearest is {near}"
+        )
+
+
+def check_trainable(model: ModelConfig):
+    """Raise ConfigError for parameters too coarse to be trained.
+
+    In bfloat16 the neighbours of 1.0 lie 4e-3 and 8e-3 away: norms and embeddings, whose updates
+    are about as large as the learning rate, would never move. Inference takes either dtype.
+    """
+    if model.param_dtype != "float32":
+        raise ConfigError(
+            f"model.param_dtype must be float32 in training, because smaller updates are rounded "
+            f"away; got {model.param_dtype!r}; to compute in bfloat16 set "
+            f"model.compute_dtype=bfloat16 and model.param_dtype=float32"
         )
 
 

@@ -6,7 +6,7 @@ import optax
 from flax import struct
 
 from sleepnet import sharding
-from sleepnet.config import ModelConfig, TrainingConfig
+from sleepnet.config import ModelConfig, TrainingConfig, check_trainable
 from sleepnet.model import init_params
 from sleepnet.rollout import Rollout, rollout
 from sleepnet.training import guard
@@ -24,7 +24,12 @@ class TrainState:
 
 
 def init_train_state(model: ModelConfig, training: TrainingConfig) -> TrainState:
-    """The state before the first step; random parameters from `training.seed`."""
+    """The state before the first step; random parameters from `training.seed`.
+
+    Raises:
+      ConfigError: parameters that cannot be trained; see `check_trainable`.
+    """
+    check_trainable(model)
     params = init_params(model, jax.random.key(training.seed))
     # Strongly typed from the start: a weak type would compile the step twice.
     opt_state = jax.tree.map(_strong, optimizer(training).init(params))
@@ -63,7 +68,11 @@ def make_train_step(
     positions of the batch), accuracy, grad_norm (before clipping); int32: bad, 1 for a step that
     `guard.judge` calls bad, whose update is left out if `training.on_bad_step` says so, and how
     many were bad so far, and in a row. Learning rates follow `state.step`, which counts those too.
+
+    Raises:
+      ConfigError: parameters that cannot be trained; see `check_trainable`.
     """
+    check_trainable(model)
     update = optimizer(training, mesh).update
     gradient = _gradient_of_batch(
         model, training, window_passes, scored_per_window, mesh=mesh, gather=gather
