@@ -220,7 +220,7 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_coarse_parameters_are_not_trained(tmp_path):
-    """Told with what to set, before anything compiles and without a workdir; inference takes them."""
+    """Refused with what to set, before anything compiles; no workdir is made; inference goes on."""
     coarse = dataclasses.replace(MODEL, param_dtype="bfloat16")
     told = r"param_dtype must be float32 in training.*got 'bfloat16'.*compute_dtype=bfloat16"
     with pytest.raises(ConfigError, match=told):
