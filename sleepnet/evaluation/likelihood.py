@@ -22,7 +22,7 @@ class LossResult:
       examples: those that have such a window.
       tokens: predicted ones.
       loss: mean -log p in nats per token, with its interval.
-      perplexity: its exponential.
+      perplexity: its exponential; infinite where that is beyond float64.
       bits_per_byte: `loss` in bits, times the tokens predicted in the whole split per byte of its
         text. The first token of a document is not predicted, and its end is.
       accuracy: the share of tokens that were the likeliest.
@@ -112,7 +112,14 @@ def _result(passes, depth, sums: _Sums, tokens_per_byte) -> LossResult:
         loss=loss.mean,
         loss_low=loss.low,
         loss_high=loss.high,
-        perplexity=math.exp(loss.mean),
+        perplexity=_perplexity(loss.mean),
         bits_per_byte=loss.mean / math.log(2) * tokens_per_byte,
         accuracy=float(sums.right.sum()) / tokens,
     )
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

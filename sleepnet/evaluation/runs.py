@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 
+from sleepnet import strict_json
 from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation import record
 from sleepnet.storage import StorageError
@@ -110,7 +110,7 @@ def group_runs(runs: list[Run]) -> list[list[Run]]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(run.shared_config, sort_keys=True), []).append(run)
+        groups.setdefault(strict_json.dumps(run.shared_config, sort_keys=True), []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: (run.trained, run.gradient_passes, run.seed))
         _check_group(group)
