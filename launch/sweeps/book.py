@@ -62,7 +62,7 @@ def look(run: Run, workdir: pathlib.Path, status: str, error: str = "") -> Row:
 def _test_accuracy(run: Run, workdir: pathlib.Path) -> float | None:
     """Over all depths, at the trained N and the last step."""
     try:
-        stored = record.load(workdir)
+        stored = record.load(workdir, run.config)
     except storage.StorageError:
         return None
     if stored["step"] != run.config.training.steps:

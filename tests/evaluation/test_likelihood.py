@@ -111,7 +111,7 @@ def test_a_hopeless_model_is_measured_to_the_end(text, monkeypatch, tmp_path, na
     monkeypatch.setattr(streaming, "stream", streamed)
     record.save(tmp_path, record.measure({}, record.widen(text), step=1, latency=False))
     json.loads((tmp_path / record.FILE).read_text(), parse_constant=pytest.fail)
-    stored = record.load(tmp_path)
+    stored = record.load(tmp_path, text)
     overall = stored["results"][-1]
     assert overall["loss"] == pytest.approx(nats, nan_ok=True)
     assert overall["perplexity"] == pytest.approx(

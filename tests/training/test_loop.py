@@ -200,6 +200,15 @@ def test_checkpoints_without_their_config_are_not_taken_over(copied):
     assert Checkpoints(copied).steps() == [4, 6]
 
 
+@pytest.mark.parametrize("name", ["rollbacks.json", "clock.json"])
+def test_what_another_run_left_without_a_config_is_not_taken_over(tmp_path, name):
+    """The batches that it left out, or the time that it took."""
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(StorageError, match=rf"holds {name} but no config\.json"):
+        claim_workdir(CONFIG, tmp_path)
+    assert (tmp_path / name).read_text() == "[]"
+
+
 def test_checkpointing_more_often_is_no_other_config(copied):
     often = dataclasses.replace(TRAINING, checkpoint_every=1)
     claim_workdir(dataclasses.replace(CONFIG, training=often), copied)
