@@ -9,13 +9,12 @@ Python that runs it.
 
 import argparse
 import ast
-import json
 import pathlib
 import platform
 import sysconfig
 from collections.abc import Iterator
 
-from sleepnet import storage
+from sleepnet import storage, strict_json
 from sleepnet.tasks.splits import SPLITS, split_of
 
 _TEST_FRACTION = 0.1
@@ -27,7 +26,7 @@ def main(out: pathlib.Path):
     storage.prepare_folder(out)
     lines = {split: [] for split in SPLITS}
     for name, text in documents(pathlib.Path(sysconfig.get_path("stdlib"))):
-        row = json.dumps({"module": name, "text": text}) + "\n"
+        row = strict_json.dumps({"module": name, "text": text}) + "\n"
         lines[split_of(name.encode(), _TEST_FRACTION)].append(row)
     for split, rows in lines.items():
         path = out / f"{split}.jsonl"

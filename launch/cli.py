@@ -17,6 +17,7 @@ from sleepnet.config import (
     ExperimentConfig,
     ModelConfig,
     TaskConfig,
+    check_trainable,
     from_dict,
     nearest,
 )
@@ -59,6 +60,7 @@ def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
     made = tasks.make(task_config(values))
     _check_splits(made)
     config = from_dict(_with_model(values.to_dict(), vocab_size=made.vocab_size))
+    check_trainable(config.model)
     config = dataclasses.replace(config, task=made.config)
     if config.model.vocab_size < made.vocab_size:
         raise ConfigError(

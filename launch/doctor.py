@@ -11,13 +11,13 @@ The last on every machine at once, as launch.train, before it; where JAX finds t
 """
 
 import dataclasses
-import json
 
 from absl import flags
 
 from launch import chips, cli, distributed
 from launch.checks import OK, SKIPPED, WRONG, Finding
 from launch.checks.examination import PATIENCE, Launch, examine
+from sleepnet import strict_json
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -41,9 +41,8 @@ def main(_):
     )
     bad = []
     for finding in examine(launch):
-        print(
-            json.dumps(dataclasses.asdict(finding)) if _JSON.value else _line(finding), flush=True
-        )
+        line = strict_json.dumps(dataclasses.asdict(finding)) if _JSON.value else _line(finding)
+        print(line, flush=True)
         bad += [finding.check] if finding.status == WRONG else []
     if not _JSON.value:
         print(f"\nwrong: {', '.join(bad)}" if bad else f"\n{_well()}")

@@ -44,7 +44,7 @@ def _evaluate(workdir: pathlib.Path, passes: tuple[int, ...] | None) -> dict:
         model = dataclasses.replace(config.model, backend="xla")
         config = dataclasses.replace(config, model=model)
     params, step = load_params(workdir, _STEP.value)
-    found = record.find(workdir, config, step, latency=_LATENCY.value)
+    found = record.find(workdir, params, config, step, latency=_LATENCY.value)
     if found and not _AGAIN.value:
         print(f"{workdir / record.FILE} already holds this; --again measures anew")
         return found

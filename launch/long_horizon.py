@@ -14,7 +14,7 @@ from launch.signals import Signals
 from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
 from sleepnet.evaluation import long_horizon, plots
-from sleepnet.evaluation.forgetting import forgetting
+from sleepnet.evaluation.forgetting import forgetting_of_run
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.training.workdir import differences, load_config, load_params
 
@@ -32,8 +32,6 @@ _COSTS = flags.DEFINE_string(
     "costs", None, "JSON of launch.benchmark --suite=horizon, to show beside accuracy."
 )
 _AGAIN = flags.DEFINE_bool("again", False, "Measure even what forgetting.json already holds.")
-
-FILE = "forgetting.json"
 
 
 def main(_):
@@ -67,18 +65,10 @@ def main(_):
 def _asked(workdir: pathlib.Path, config: ExperimentConfig, distances) -> dict[int, dict]:
     """By distance, from workdir/forgetting.json as far as it goes."""
     params, step = load_params(workdir, None)
-    path = workdir / FILE
-    stored = {"step": step, "results": {}}
-    if path.exists() and not _AGAIN.value:
-        found = storage.read_json(path)
-        stored = found if found["step"] == step else stored
-    for distance in distances:
-        if str(distance) not in stored["results"]:
-            print(f"{workdir}: {distance} pages back", flush=True)
-            (result,) = forgetting(params, config, (distance,))
-            stored["results"][str(distance)] = vars(result)
-            storage.write_json(path, stored)
-    return {distance: stored["results"][str(distance)] for distance in distances}
+    return forgetting_of_run(
+        workdir, params, config, step, distances, again=_AGAIN.value,
+        on_notice=lambda notice: print(f"{workdir}: {notice}", flush=True),
+    )  # fmt: skip
 
 
 def _facts(config: ExperimentConfig) -> FactsConfig:

@@ -11,7 +11,6 @@ error that the message explains, 75 a run that stood still and was to stop then 
 128 + signal when stopped by one.
 """
 
-import json
 import os
 import pathlib
 import platform
@@ -24,6 +23,7 @@ from absl import flags
 
 from launch import cli, distributed
 from launch.signals import Signals
+from sleepnet import strict_json
 from sleepnet.config import ConfigError
 from sleepnet.storage import StorageError
 
@@ -192,7 +192,7 @@ def _record_start(workdir: pathlib.Path, config):
     path = workdir / "starts.jsonl"
     try:
         with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(strict_json.dumps(record) + "\n")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 

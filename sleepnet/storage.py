@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import math
 import os
 import pathlib
@@ -14,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+from sleepnet import strict_json
 
 LANES = 4  # of 32 bits, of which a digest is made
 # Odd, so that multiplying by them is a bijection, and half of their bits are set.
@@ -74,14 +75,14 @@ def _umask() -> int:
 
 
 def write_json(path: pathlib.Path, value: Any):
-    """`write_atomic` of indented JSON."""
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
+    """`write_atomic` of indented `strict_json`."""
+    write_atomic(path, strict_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
     """Raises StorageError if the file is not there or is not JSON."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return strict_json.loads(pathlib.Path(path).read_text())
     except FileNotFoundError:
         raise StorageError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
@@ -277,7 +278,7 @@ def read_arrays(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarra
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        sealed = json.loads(line)
+        sealed = strict_json.loads(line)
     except ValueError:
         raise StorageError(f"{path} is damaged in its first line, or no file of arrays") from None
     whole = unseal(sealed, str(path))
@@ -298,8 +299,8 @@ def read_arrays(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 
 def _line(sealed: dict[str, Any]) -> bytes:
-    return json.dumps(sealed, separators=(",", ":")).encode() + b"\n"
+    return strict_json.dumps(sealed, separators=(",", ":")).encode() + b"\n"
 
 
 def _seal(record):
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module may import those of lower rank, and those of its own package. A name stands for a
 # module or for a whole package.
 RANKS = {
-    "config": 0, "types": 0, "loop": 0, "storage": 0, "parts": 0,
+    "config": 0, "types": 0, "loop": 0, "strict_json": 0, "parts": 0,
+    "storage": 1,
     "ops": 1, "sampling": 1, "tokenizer": 1,
     "layers": 2, "flops": 2,
     "model": 3,
@@ -31,7 +32,8 @@ RANKS = {
 LEAVES = {
     "config": set(),
     "types": set(),
-    "storage": set(),
+    "strict_json": set(),
+    "storage": {"strict_json"},
     "loop": set(),
     "parts": set(),
     "sampling": {"config", "types"},
@@ -144,6 +146,18 @@ def test_the_library_never_prints(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert "print" not in called
+
+
+@pytest.mark.parametrize("name", sorted(set(TREES) - {"sleepnet.strict_json"}))
+def test_all_that_is_written_as_json_is_json(name):
+    """By `strict_json`, or where only what is finite can be written, by json told to see to it."""
+    for node in ast.walk(TREES[name]):
+        assert not (isinstance(node, ast.ImportFrom) and node.module == "json"), name
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        writes = ast.unparse(node.func) in ("json.dump", "json.dumps")
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert not writes or given.get("allow_nan") == "False", f"{name}, line {node.lineno}"
 
 
 # JAX_PLATFORMS names no platform: the first question for a device would fail.

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 
@@ -21,6 +20,7 @@ from launch.checks import (
     wrong,
 )
 from launch.checks.clusters import Cluster, detect
+from sleepnet import strict_json
 from sleepnet.config import ConfigError, ExperimentConfig
 
 SECONDS = 50.0  # for all that is looked at, while `Launch.wait` is PATIENCE
@@ -80,7 +80,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "wait": round(launch.wait),
         "facts": _facts(config),
     }
-    command = [sys.executable, "-m", "launch.checks.probe", json.dumps(plan)]
+    command = [sys.executable, "-m", "launch.checks.probe", strict_json.dumps(plan)]
     yield from supervise.watch(command, deadline.left())
 
 
@@ -160,6 +160,6 @@ def _facts(config) -> dict[str, str]:
     """What must be the same in every process."""
     facts = software.versions()
     if config is not None:
-        text = json.dumps(config.to_dict(), sort_keys=True)
+        text = strict_json.dumps(config.to_dict(), sort_keys=True)
         facts["config"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     return facts

@@ -109,7 +109,7 @@ def _exchange(plan: dict[str, Any]) -> list[Finding]:
         own = dataclasses.replace(roll_call.card(index, count, plan["facts"]), sees=sees)
         multihost_utils.sync_global_devices("all tell their time at once")
         own = dataclasses.replace(own, clock=time.time())
-        roll = [Card(**json.loads(text)) for text in _gather(json.dumps(dataclasses.asdict(own)))]
+        roll = [Card(**json.loads(text)) for text in _gather(_line(dataclasses.asdict(own)))]
     if [card.process for card in roll] != list(range(count)):
         seen = f"an all-gather brought the cards of {[card.name for card in roll]}"
         return [wrong("exchange", seen, "the network between the devices is broken")]
@@ -130,12 +130,16 @@ def _gather(text: str) -> list[str]:
 
 
 def _begin(stage: str, seconds: float, doing: str):
-    print(json.dumps({"stage": stage, "seconds": seconds, "doing": doing}), flush=True)
+    print(_line({"stage": stage, "seconds": seconds, "doing": doing}), flush=True)
 
 
 def _tell(*findings: Finding):
     for finding in findings:
-        print(json.dumps({"finding": dataclasses.asdict(finding)}), flush=True)
+        print(_line({"finding": dataclasses.asdict(finding)}), flush=True)
+
+
+def _line(value) -> str:
+    return json.dumps(value, allow_nan=False)
 
 
 if __name__ == "__main__":

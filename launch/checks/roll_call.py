@@ -268,5 +268,5 @@ def split(address: str) -> tuple[str, int]:
 
 
 def _say(file, value):
-    file.write(json.dumps(value) + "\n")
+    file.write(json.dumps(value, allow_nan=False) + "\n")
     file.flush()

@@ -22,7 +22,7 @@ class LossResult:
       examples: those that have such a window.
       tokens: predicted ones.
       loss: mean -log p in nats per token, with its interval.
-      perplexity: its exponential.
+      perplexity: its exponential; infinite where that is beyond float64.
       bits_per_byte: `loss` in bits, times the tokens predicted in the whole split per byte of its
         text. The first token of a document is not predicted, and its end is.
       accuracy: the share of tokens that were the likeliest.
@@ -84,7 +84,7 @@ class _Sums:
 
 def _sums(params, config, task: Text, passes, split) -> _Sums:
     """Batches all have one size, and so one program; the last is cut to the examples wanted."""
-    wanted = min(config.evaluation.examples, task.packing(split).rows)
+    wanted = task.num_distinct(split, config.evaluation.examples)
     batch_size = min(config.evaluation.batch_size, wanted)
     parts = []
     for batch in tasks.batches(task, split, batch_size, num_batches=-(-wanted // batch_size)):
@@ -112,7 +112,14 @@ def _result(passes, depth, sums: _Sums, tokens_per_byte) -> LossResult:
         loss=loss.mean,
         loss_low=loss.low,
         loss_high=loss.high,
-        perplexity=math.exp(loss.mean),
+        perplexity=_perplexity(loss.mean),
         bits_per_byte=loss.mean / math.log(2) * tokens_per_byte,
         accuracy=float(sums.right.sum()) / tokens,
     )
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -78,6 +78,8 @@ def stream(
 def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Agreement:
     """Streams `config.evaluation.streaming_examples` test examples and compares with `rollout`.
 
+    A test split with fewer examples is streamed once.
+
     Args:
       passes: N; the trained one by default.
 
@@ -85,7 +87,8 @@ def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Ag
       ValueError: `streaming_examples` is 0.
     """
     passes = config.model.passes if passes is None else passes
-    task, examples = tasks.make(config.task), config.evaluation.streaming_examples
+    task = tasks.make(config.task)
+    examples = task.num_distinct("test", config.evaluation.streaming_examples)
     (batch,) = tasks.batches(task, "test", examples, num_batches=1)
     window_passes = task.window_passes(passes)
     rolled = compiled_score(
@@ -93,15 +96,21 @@ def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Ag
         scored_per_window=task.scored_per_window,
     )  # fmt: skip
     nll_BWL, prediction_BWL = stream(params, batch, model=config.model, window_passes=window_passes)
-    rolled_nll_S = np.asarray(rolled.nll_BWL)[batch.mask_WL]
+    nll_S, rolled_nll_S = nll_BWL[batch.mask_WL], np.asarray(rolled.nll_BWL)[batch.mask_WL]
     equal_S = np.equal(prediction_BWL, rolled.prediction_BWL)[batch.mask_WL]
     return Agreement(
         passes=passes,
         examples=examples,
         max_nll=float(rolled_nll_S.max()),
-        max_nll_difference=float(np.abs(nll_BWL[batch.mask_WL] - rolled_nll_S).max()),
+        max_nll_difference=_largest_difference(nll_S, rolled_nll_S),
         equal_predictions=float(equal_S.mean()),
     )
+
+
+def _largest_difference(one_S, other_S) -> float:
+    """The difference of two equal infinities is 0."""
+    with np.errstate(invalid="ignore"):
+        return float(np.where(one_S == other_S, 0.0, np.abs(one_S - other_S)).max())
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -75,7 +75,8 @@ def write_tokens(
         text_bytes=text_bytes,
         digest=digest.hexdigest(),
     )
-    writer.write(json.dumps(dataclasses.asdict(index)).encode() + b"\n" + lengths_D.tobytes())
+    head = json.dumps(dataclasses.asdict(index), allow_nan=False)
+    writer.write(head.encode() + b"\n" + lengths_D.tobytes())
     writer.close()
     partial.replace(path)
     return index

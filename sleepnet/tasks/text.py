@@ -85,6 +85,10 @@ class Text(Task):
         corpus = self._corpora[split]
         return float(corpus.lengths_D.sum()) / corpus.text_bytes
 
+    def num_distinct(self, split: str, wanted: int) -> int:
+        """See `Task.num_distinct`: at most the rows of one epoch, which later ones repeat."""
+        return min(wanted, self.packing(split).rows)
+
     def example(self, split: str, index: int) -> Example:
         """See `Task.example`."""
         if index < 0:

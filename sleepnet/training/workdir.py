@@ -11,6 +11,7 @@ import jax
 from sleepnet import storage
 from sleepnet.config import ExperimentConfig, from_dict
 from sleepnet.model import init_params
+from sleepnet.training import clock, rollbacks
 from sleepnet.training.checkpoint import Checkpoints
 
 CONFIG, STARTS, PROFILE, LOCK = "config.json", "starts.jsonl", "profile", ".lock"
@@ -28,6 +29,20 @@ FREE_FIELDS = (
         )
     ),
 )  # fmt: skip
+
+
+# What a run that begins would take for its own.
+_TAKEN_OVER = (rollbacks.FILE, clock.FILE)
+
+
+def fixed_fields(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """Return the sections without the fields that a run may change when it goes on."""
+    sections = config.to_dict()
+    for section in FREE_SECTIONS:
+        del sections[section]
+    for section, field in FREE_FIELDS:
+        del sections[section][field]
+    return sections
 
 
 @contextlib.contextmanager
@@ -62,12 +77,19 @@ def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
                 f"{workdir} holds a run with {path}={was!r}, and this one has {now!r}: "
                 f"take another --workdir, or set {path} back"
             )
-    elif Checkpoints.exist(workdir):
+    elif left := _left_behind(workdir):
         raise storage.StorageError(
-            f"{workdir} holds checkpoints but no {CONFIG} to tell of which run: "
+            f"{workdir} holds {left} but no {CONFIG} to tell of which run: "
             f"put it back, or take another --workdir"
         )
     storage.write_json(workdir / CONFIG, config.to_dict())
+
+
+def _left_behind(workdir: pathlib.Path) -> str | None:
+    """What a run has left here that another would go on with."""
+    if Checkpoints.exist(workdir):
+        return "checkpoints"
+    return next((name for name in _TAKEN_OVER if (workdir / name).exists()), None)
 
 
 def load_config(workdir: pathlib.Path) -> ExperimentConfig:

@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+from experiments import depo_small
+from launch import cli
+from sleepnet.config import ConfigError
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAMS = [path for path in sorted((ROOT / "launch").glob("*.py"))
             if "cli.run(main" in path.read_text()]  # fmt: skip
@@ -44,6 +48,16 @@ def test_every_program_that_is_told_of_can_be_started():
     for module in told:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() and not path.exists(), module
+
+
+def test_parameters_too_coarse_to_train_are_refused_with_what_to_set():
+    """Wherever an experiment is read: to train, to sweep, to be looked at by the doctor."""
+    values = depo_small.get_config()
+    values.model.compute_dtype = "bfloat16"
+    assert cli.experiment_config(values).model.param_dtype == "float32"
+    values.model.param_dtype = "bfloat16"
+    with pytest.raises(ConfigError, match="must be float32 in training"):
+        cli.experiment_config(values)
 
 
 def test_help_is_no_failure():

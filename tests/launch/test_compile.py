@@ -10,10 +10,10 @@ import sys
 import jax
 import pytest
 
-from launch.ahead import pods, report, topologies
+from launch.ahead import pods, report, rows, topologies
 from launch.ahead.topologies import Topology
 from launch.chips import CHIPS
-from sleepnet import tasks
+from sleepnet import storage, tasks
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
@@ -144,6 +144,23 @@ def test_the_page_of_pods_has_all_rows_and_names_those_that_miss():
     for row in ("a train", "a wake 8 rows", "b* sleep over 8"):
         assert page.count(f" {row} |") >= 3
     assert "Not compiled yet: c." in page
+
+
+def test_a_row_is_compiled_again_once_its_experiment_has_changed(tmp_path):
+    """What lies in the folder counts only if it was compiled from the present config."""
+    pod, path = rows.PODS[0], tmp_path / "pod.json"
+    assert not pod.is_done(path, quick=True)
+    config = pod.config().to_dict()
+    for least_effort in (False, True):
+        storage.write_json(path, {"quick": least_effort, "config": config})
+        assert pod.is_done(path, quick=True)
+        assert pod.is_done(path, quick=False) != least_effort
+    config["training"]["batch_size"] *= 2
+    storage.write_json(path, {"quick": False, "config": config})
+    assert not pod.is_done(path, quick=True)
+    config["training"]["no_more"] = 1
+    storage.write_json(path, {"quick": False, "config": config})
+    assert not pod.is_done(path, quick=True)
 
 
 def compile_(*arguments):
