@@ -17,6 +17,8 @@ from sleepnet.config import (
     ExperimentConfig,
     ModelConfig,
     TaskConfig,
+    field_paths,
+    fields_at,
     from_dict,
     nearest,
 )
@@ -100,6 +102,12 @@ def is_config(name: str) -> bool:
     return name == "config" or name.startswith("config.")
 
 
+def reads_none(path: str) -> bool:
+    """Whether "None" for this "section.field" is no value, rather than a text."""
+    kinds = {field.type for field in fields_at(path)}
+    return bool(kinds) and str not in kinds
+
+
 def has_backend(model: ModelConfig) -> bool:
     """Whether this machine's devices take the kernels that were chosen."""
     import jax
@@ -130,8 +138,10 @@ def _with_model(sections: dict, vocab_size: int) -> dict:
 def _parse(argv, takes_words: bool):
     """absl's parser; what it or a config file raises becomes a ConfigError."""
     _check_config_path(argv)
+    arguments, empty = _without_nones(argv)
     try:
-        program, *words = flags.FLAGS(argv)
+        program, *words = flags.FLAGS(arguments)
+        _empty(empty)
         if words and not takes_words:
             raise ConfigError(
                 f"{words[0]!r} is no flag: flags begin with --, and what belongs to one stands in "
@@ -144,6 +154,36 @@ def _parse(argv, takes_words: bool):
         raise ConfigError(_ask_for_missing(error) or str(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(_explain(argv, error)) from None
+
+
+def _without_nones(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take out overrides by None, which the parsers of no type read.
+
+    Returns:
+      The other arguments, and the "config.section.field" whose last override is None.
+    """
+    others, last, at = [], {}, 0
+    while at < len(argv) and argv[at] != "--":
+        name, equals, value = argv[at].lstrip("-").partition("=")
+        value = value if equals else "".join(argv[at + 1 : at + 2])
+        if argv[at].startswith("-") and reads_none(name.removeprefix("config.")):
+            last[name] = value
+            if value == "None":
+                at += 1 if equals else 2
+                continue
+        others.append(argv[at])
+        at += 1
+    return [*others, *argv[at:]], [name for name, value in last.items() if value == "None"]
+
+
+def _empty(names: Sequence[str]):
+    """Set fields of --config to None; whether they may be is checked with all other values."""
+    for name in names:
+        values = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+        if values is None:
+            raise flags.UnrecognizedFlagError(name)
+        _, section, field = name.split(".")
+        values[section][field] = None
 
 
 def _ask_for_missing(error: flags.Error) -> str | None:
@@ -175,17 +215,7 @@ def _check_config_path(argv):
 
 def _explain(argv, error) -> str:
     """Which override failed, with the nearest field that exists."""
-    from sleepnet import config as c
-
-    sections = {"model": [c.ModelConfig], "task": list(c.TASKS.values()),
-                "training": [c.TrainingConfig], "mesh": [c.MeshConfig],
-                "evaluation": [c.EvaluationConfig]}  # fmt: skip
-    paths = [
-        f"config.{section}.{field.name}"
-        for section, classes in sections.items()
-        for cls in classes
-        for field in dataclasses.fields(cls)
-    ]
+    paths = [f"config.{path}" for path in field_paths()]
     for argument in argv[1:]:
         name = argument.lstrip("-").split("=")[0]
         if name.startswith("config.") and name not in paths:

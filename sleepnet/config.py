@@ -545,6 +545,32 @@ class ExperimentConfig:
         return dataclasses.asdict(self)
 
 
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "task": tuple(TASKS.values()),
+    "model": (ModelConfig,),
+    "training": (TrainingConfig,),
+    "mesh": (MeshConfig,),
+    "evaluation": (EvaluationConfig,),
+}
+
+
+def fields_at(path: str) -> list[dataclasses.Field]:
+    """The fields that "section.field" names: of "task", one of each task that has it."""
+    section, _, name = path.partition(".")
+    classes = SECTIONS.get(section, ())
+    return [field for cls in classes for field in dataclasses.fields(cls) if field.name == name]
+
+
+def field_paths() -> list[str]:
+    """Every "section.field"; those of all tasks, too."""
+    return [
+        f"{section}.{field.name}"
+        for section, classes in SECTIONS.items()
+        for cls in classes
+        for field in dataclasses.fields(cls)
+    ]
+
+
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """Builds and validates an experiment from nested dictionaries.
 
