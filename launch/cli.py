@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -12,6 +14,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch.live_line import is_read, notify, tell
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
@@ -31,20 +34,55 @@ USER_ERRORS = (ConfigError, StorageError)
 def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
     """`app.run`, with bad flags and expected errors answered in a line, and exit code 2.
 
+    A character that an output's encoding lacks is escaped. When nobody reads standard output any
+    more, as after `| head`, the program ends without a word, with exit code 128 + SIGPIPE.
+
     Args:
       takes_words: whether words that are no flags mean something.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every file it opens
+    _escape_what_cannot_be_encoded()
     try:
-        app.run(main, flags_parser=functools.partial(_parse, takes_words=takes_words))
+        try:
+            app.run(main, flags_parser=functools.partial(_parse, takes_words=takes_words))
+        except SystemExit:  # the usual end
+            _flush()
+            raise
+    except BrokenPipeError:
+        if is_read(sys.stdout) and is_read(sys.stderr):
+            raise  # it was another pipe
+        tell(sys.stdout, "")  # Python has nothing left to write at its end
+        sys.exit(128 + signal.SIGPIPE)
     except USER_ERRORS as error:
         sys.exit(complain(error))
 
 
 def complain(error: Exception) -> int:
     """Says what is wrong in a line; the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    notify(sys.stderr, f"error: {error}")
     return 2
+
+
+def _escape_what_cannot_be_encoded():
+    """Print é as \\xe9 where the locale is ASCII, say, instead of ending with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush():
+    """Write what is left to standard output while errors can still be reported.
+
+    Raises:
+      BrokenPipeError: nobody reads it.
+      StorageError: it cannot be written for another reason.
+    """
+    try:
+        read = sys.stdout is None or tell(sys.stdout, "")
+    except OSError as error:
+        raise StorageError(f"cannot write to standard output: {error.strerror}") from None
+    if not read:
+        raise BrokenPipeError
 
 
 def define_config():
@@ -166,7 +204,8 @@ def _without_nones(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     while at < len(argv) and argv[at] != "--":
         name, equals, value = argv[at].lstrip("-").partition("=")
         value = value if equals else "".join(argv[at + 1 : at + 2])
-        if argv[at].startswith("-") and reads_none(name.removeprefix("config.")):
+        given = argv[at].startswith("-") and name.startswith("config.")
+        if given and reads_none(name.removeprefix("config.")):
             last[name] = value
             if value == "None":
                 at += 1 if equals else 2
@@ -205,7 +244,7 @@ def _check_config_path(argv):
         path = pathlib.Path((value if equals else following).split(":")[0])
         if not path.is_file():
             folder = path if path.is_dir() else path.parent
-            files = [p for p in folder.glob("*.py") if "def get_config" in p.read_text()]
+            files = [p for p in folder.glob("*.py") if b"def get_config" in p.read_bytes()]
             known = sorted(map(str, files)) or ["experiments/depo_small.py"]
             raise ConfigError(
                 f"--config={path} is no file; there are: {', '.join(known)}; "

@@ -590,8 +590,8 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     if name not in TASKS:
         raise ConfigError(choices("task.name", name, TASKS))
     return ExperimentConfig(
+        task=_build("task", TASKS[name], task),  # whose window the model's follows
         model=_build("model", ModelConfig, values["model"]),
-        task=_build("task", TASKS[name], task),
         training=_build("training", TrainingConfig, values.get("training", {})),
         mesh=_build("mesh", MeshConfig, values.get("mesh", {})),
         evaluation=_build("evaluation", EvaluationConfig, values.get("evaluation", {})),

@@ -79,7 +79,7 @@ def write_json(path: pathlib.Path, value: Any):
 def read_json(path: pathlib.Path) -> Any:
     """Raises StorageError if the file is not there or is not JSON."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return json.loads(pathlib.Path(path).read_bytes())
     except FileNotFoundError:
         raise StorageError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:

@@ -2,8 +2,10 @@
 named in one line."""
 
 import ast
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -58,6 +60,26 @@ def test_help_is_no_failure():
     assert done.returncode == 0 and not done.stderr
     assert "--workdir=runs/depo \\\n        [--config.model.passes=4]" in done.stdout
     assert "--workdir: Folder of the run" in done.stdout
+
+
+MANY_LINES = """
+from launch import cli
+def main(_):
+    for _ in range(100_000):
+        print("4 × 4 → ±é–", flush=True)
+cli.run(main)
+"""
+
+
+def test_no_character_and_no_reader_that_leaves_ends_a_program_in_a_traceback():
+    """What the encoding lacks is escaped; and `| head -1` ends it without a word."""
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, MANY_LINES],
+        cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout == "4 \\xd7 4 \\u2192 \\xb1\\xe9\\u2013\n" and not done.stderr
+    assert done.returncode == 128 + signal.SIGPIPE
 
 
 CONFIG = "--config=... (Experiment file, such as experiments/depo_small.py)"
@@ -123,7 +145,10 @@ def test_none_is_checked_like_any_value(monkeypatch):
     plain = cli.experiment_config(parsed(monkeypatch, file))
     none = ("--config.model.head_dim=None", "--config.task.min_nodes=None")
     assert cli.experiment_config(parsed(monkeypatch, file, *none)) == plain
-    for path, kind in (("model.passes", "int"), ("model.unroll", "bool"), ("task.nodes", "int")):
+    for path, kind in (
+        ("model.passes", "int"), ("model.unroll", "bool"), ("task.nodes", "int"),
+        ("task.window", "int"), ("training.clip_norm", "float"), ("evaluation.passes", "tuple"),
+    ):  # fmt: skip
         values = parsed(monkeypatch, file, f"--config.{path}=None")
         with pytest.raises(ConfigError, match=f"{path} must be of type {kind}; got None"):
             cli.experiment_config(values)
