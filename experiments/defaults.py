@@ -57,10 +57,12 @@ def _section(cls: type, values: dict) -> dict:
         follows_task = cls is ModelConfig and field.name in ("vocab_size", "window")
         default = None if follows_task else field.default
         value = values.get(field.name, default)
-        fields[field.name] = _placeholder(field.type) if value is None else value
+        fields[field.name] = _optional(value, field.type) if default is None else value
     return fields
 
 
-def _placeholder(annotation):
-    """None that takes only the field's type."""
-    return config_dict.placeholder(typing.get_origin(annotation) or annotation)
+def _optional(value, annotation):
+    """A field that may be None at any time, and otherwise takes only its type."""
+    kind = typing.get_origin(annotation) or annotation
+    fits = value is None or isinstance(value, kind)
+    return config_dict.FieldReference(value, field_type=kind) if fits else value

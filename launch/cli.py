@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -12,12 +14,15 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch.live_line import is_read, notify, tell
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
     ModelConfig,
     TaskConfig,
     check_trainable,
+    field_paths,
+    fields_at,
     from_dict,
     nearest,
 )
@@ -30,20 +35,55 @@ USER_ERRORS = (ConfigError, StorageError)
 def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
     """`app.run`, with bad flags and expected errors answered in a line, and exit code 2.
 
+    A character that an output's encoding lacks is escaped. When nobody reads standard output any
+    more, as after `| head`, the program ends without a word, with exit code 128 + SIGPIPE.
+
     Args:
       takes_words: whether words that are no flags mean something.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every file it opens
+    _escape_what_cannot_be_encoded()
     try:
-        app.run(main, flags_parser=functools.partial(_parse, takes_words=takes_words))
+        try:
+            app.run(main, flags_parser=functools.partial(_parse, takes_words=takes_words))
+        except SystemExit:  # the usual end
+            _flush()
+            raise
+    except BrokenPipeError:
+        if is_read(sys.stdout) and is_read(sys.stderr):
+            raise  # it was another pipe
+        tell(sys.stdout, "")  # Python has nothing left to write at its end
+        sys.exit(128 + signal.SIGPIPE)
     except USER_ERRORS as error:
         sys.exit(complain(error))
 
 
 def complain(error: Exception) -> int:
     """Says what is wrong in a line; the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    notify(sys.stderr, f"error: {error}")
     return 2
+
+
+def _escape_what_cannot_be_encoded():
+    """Print é as \\xe9 where the locale is ASCII, say, instead of ending with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush():
+    """Write what is left to standard output while errors can still be reported.
+
+    Raises:
+      BrokenPipeError: nobody reads it.
+      StorageError: it cannot be written for another reason.
+    """
+    try:
+        read = sys.stdout is None or tell(sys.stdout, "")
+    except OSError as error:
+        raise StorageError(f"cannot write to standard output: {error.strerror}") from None
+    if not read:
+        raise BrokenPipeError
 
 
 def define_config():
@@ -102,6 +142,12 @@ def is_config(name: str) -> bool:
     return name == "config" or name.startswith("config.")
 
 
+def reads_none(path: str) -> bool:
+    """Whether "None" for this "section.field" is no value, rather than a text."""
+    kinds = {field.type for field in fields_at(path)}
+    return bool(kinds) and str not in kinds
+
+
 def has_backend(model: ModelConfig) -> bool:
     """Whether this machine's devices take the kernels that were chosen."""
     import jax
@@ -132,8 +178,10 @@ def _with_model(sections: dict, vocab_size: int) -> dict:
 def _parse(argv, takes_words: bool):
     """absl's parser; what it or a config file raises becomes a ConfigError."""
     _check_config_path(argv)
+    arguments, empty = _without_nones(argv)
     try:
-        program, *words = flags.FLAGS(argv)
+        program, *words = flags.FLAGS(arguments)
+        _empty(empty)
         if words and not takes_words:
             raise ConfigError(
                 f"{words[0]!r} is no flag: flags begin with --, and what belongs to one stands in "
@@ -146,6 +194,37 @@ def _parse(argv, takes_words: bool):
         raise ConfigError(_ask_for_missing(error) or str(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(_explain(argv, error)) from None
+
+
+def _without_nones(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take out overrides by None, which the parsers of no type read.
+
+    Returns:
+      The other arguments, and the "config.section.field" whose last override is None.
+    """
+    others, last, at = [], {}, 0
+    while at < len(argv) and argv[at] != "--":
+        name, equals, value = argv[at].lstrip("-").partition("=")
+        value = value if equals else "".join(argv[at + 1 : at + 2])
+        given = argv[at].startswith("-") and name.startswith("config.")
+        if given and reads_none(name.removeprefix("config.")):
+            last[name] = value
+            if value == "None":
+                at += 1 if equals else 2
+                continue
+        others.append(argv[at])
+        at += 1
+    return [*others, *argv[at:]], [name for name, value in last.items() if value == "None"]
+
+
+def _empty(names: Sequence[str]):
+    """Set fields of --config to None; whether they may be is checked with all other values."""
+    for name in names:
+        values = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+        if values is None:
+            raise flags.UnrecognizedFlagError(name)
+        _, section, field = name.split(".")
+        values[section][field] = None
 
 
 def _ask_for_missing(error: flags.Error) -> str | None:
@@ -167,7 +246,7 @@ def _check_config_path(argv):
         path = pathlib.Path((value if equals else following).split(":")[0])
         if not path.is_file():
             folder = path if path.is_dir() else path.parent
-            files = [p for p in folder.glob("*.py") if "def get_config" in p.read_text()]
+            files = [p for p in folder.glob("*.py") if b"def get_config" in p.read_bytes()]
             known = sorted(map(str, files)) or ["experiments/depo_small.py"]
             raise ConfigError(
                 f"--config={path} is no file; there are: {', '.join(known)}; "
@@ -177,17 +256,7 @@ def _check_config_path(argv):
 
 def _explain(argv, error) -> str:
     """Which override failed, with the nearest field that exists."""
-    from sleepnet import config as c
-
-    sections = {"model": [c.ModelConfig], "task": list(c.TASKS.values()),
-                "training": [c.TrainingConfig], "mesh": [c.MeshConfig],
-                "evaluation": [c.EvaluationConfig]}  # fmt: skip
-    paths = [
-        f"config.{section}.{field.name}"
-        for section, classes in sections.items()
-        for cls in classes
-        for field in dataclasses.fields(cls)
-    ]
+    paths = [f"config.{path}" for path in field_paths()]
     for argument in argv[1:]:
         name = argument.lstrip("-").split("=")[0]
         if name.startswith("config.") and name not in paths:

@@ -18,6 +18,7 @@ from launch import cli
 from launch.checks import WRONG
 from launch.checks.clusters import Cluster, detect
 from launch.checks.examination import call_the_roll
+from launch.live_line import notify
 from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig
 
@@ -154,6 +155,6 @@ def parting():
 
 def _end(code):
     """Without waiting for threads: those of Orbax wait minutes for a process that has failed."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        notify(stream, "", end="")
     os._exit(code)

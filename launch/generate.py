@@ -4,10 +4,15 @@ r"""Writes with a trained model: python -m launch.generate --workdir=runs/text -
       --temperature=0.8 --top_p=0.95 --save=runs/reader.mind
     echo "And then" | python -m launch.generate --workdir=runs/text --load=runs/reader.mind
 
-The prompt comes from --prompt, --prompt_file or standard input. What is written goes to standard
-output; to standard error a line that tells tokens, sleeps, milliseconds per token and the bytes of
-the mind. It ends at --max_tokens, at the end of a document, with Ctrl-C, or when no one reads it
-any more (`| head`), and then saves.
+The prompt comes from --prompt, --prompt_file or standard input, which is read to its end; with
+--load a terminal is not asked, and --prompt= goes on without one. A byte-order mark and one newline
+at the end of a file or of standard input are not part of the prompt.
+
+What is written goes to standard output; to standard error a line that tells tokens, sleeps,
+milliseconds per token and the bytes of the mind. Bytes that are not UTF-8 are written as U+FFFD,
+characters that the output's encoding lacks as escapes such as \u5922, and on a terminal control
+characters as \x1b. It ends at --max_tokens, at the end of a document, with Ctrl-C, or when no one
+reads it any more (`| head`), and then saves.
 
 A run on another task than text reads token ids, such as "3 1 4", and writes ids.
 """
@@ -23,8 +28,8 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from launch import cli
-from launch.live_line import LiveLine, tell
+from launch import cli, prompts
+from launch.live_line import LiveLine, notify, printable, tell
 from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, TextConfig
 from sleepnet.session import Session, SessionError
@@ -36,7 +41,9 @@ from sleepnet.wake import check_vocabulary
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; the last by default.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What to go on from; may be empty with --load.")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file with what to go on from.")
+_PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", None, "A file with what to go on from; - is standard input."
+)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "At most so many.", lower_bound=0)
 _SAMPLING = {
     "temperature": flags.DEFINE_float("temperature", None, "0 takes the likeliest token; 1."),
@@ -91,6 +98,7 @@ def _main() -> int | None:
 def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
     """Reads the prompt and writes; the signal that stopped it, or would have."""
     stop, progress = _Stop(), _Progress(session)
+    escaped = sys.stdout is not None and sys.stdout.isatty()
     try:
         for start in range(0, len(ids), session.config.window):
             session.feed(ids[start : start + session.config.window])
@@ -98,7 +106,7 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
             if stop.signal:
                 return stop.signal
         for piece in _pieces(session, text):
-            if not tell(sys.stdout, piece):
+            if not tell(sys.stdout, printable(piece) if escaped else piece):
                 return signal.SIGPIPE
             progress.show()
             progress.count_from_here()
@@ -106,8 +114,6 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
                 return stop.signal
     except SessionError as error:
         raise ConfigError(f"the model of {_WORKDIR.value}: {error}") from None
-    except ValueError as error:
-        raise ConfigError(f"the prompt: {error}") from None
     except OSError as error:
         raise storage.StorageError(f"cannot write to standard output: {error.strerror}") from None
     finally:
@@ -118,7 +124,7 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
 
 def _pieces(session: Session, text: bool) -> Iterator[str]:
     if session.logits is None:
-        raise ValueError("there is nothing to go on from: give some, or --load a mind")
+        raise ConfigError("there is nothing to go on from: give a --prompt, or --load a mind")
     if text:
         return session.generate_text(_MAX_TOKENS.value)
     return (f"{token} " for token in session.generate(_MAX_TOKENS.value))
@@ -137,27 +143,25 @@ def _prompt() -> str:
     if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
         raise ConfigError("--prompt and --prompt_file are two prompts: give one")
     if _PROMPT.value is not None:
-        return _decoded("--prompt", os.fsencode(_PROMPT.value))
-    if _PROMPT_FILE.value is None:
-        if sys.stdin is None or (sys.stdin.isatty() and _LOAD.value):
-            return ""
-        return _decoded("standard input", sys.stdin.buffer.read())
+        return prompts.decode("--prompt", os.fsencode(_PROMPT.value))
+    if _PROMPT_FILE.value in (None, "-"):
+        return _standard_input(asked=_PROMPT_FILE.value == "-")
     try:
         content = pathlib.Path(_PROMPT_FILE.value).read_bytes()
     except OSError as error:
         raise ConfigError(
             f"--prompt_file={_PROMPT_FILE.value} cannot be read: {error.strerror}"
         ) from None
-    return _decoded(f"--prompt_file={_PROMPT_FILE.value}", content)
+    return prompts.decode_file(f"--prompt_file={_PROMPT_FILE.value}", content)
 
 
-def _decoded(source: str, content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{source} is no text in UTF-8: {error.reason} at {error.start}"
-        ) from None
+def _standard_input(*, asked: bool) -> str:
+    if sys.stdin is None or (sys.stdin.isatty() and _LOAD.value and not asked):
+        return ""
+    instead = "--prompt= goes on without" if _LOAD.value else "--prompt=... gives it at once"
+    notice = f"waiting for the end of the prompt on standard input (Ctrl-D); {instead}"
+    content = prompts.read_to_end(sys.stdin.buffer, on_waiting=lambda: notify(sys.stderr, notice))
+    return prompts.decode_file("standard input", content)
 
 
 def _ids(prompt: str) -> np.ndarray:

@@ -1,9 +1,13 @@
-"""A line at the foot of the terminal that tells how a program is doing, below what it writes."""
+"""What a program writes to people: streams that may end, and a line at the terminal's foot."""
 
 import contextlib
 import os
+import re
+import select
 from typing import TextIO
 
+# But for tabs and newlines; those from 0x80 on may begin a command of a terminal, too.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SAVE, _RESTORE, _CLEAR = "\x1b7", "\x1b8", "\x1b[K"
 
 
@@ -27,6 +31,26 @@ def tell(stream: TextIO | None, text: str) -> bool:
             return False
         raise
     return True
+
+
+def is_read(stream: TextIO | None) -> bool:
+    """Whether the other end of a pipe is open still; a file or a terminal has no other."""
+    if stream is None:
+        return False
+    other_end = select.poll()
+    other_end.register(stream.fileno(), 0)
+    return not other_end.poll(0)
+
+
+def notify(stream: TextIO | None, text: str, end: str = "\n"):
+    """Write a line at once; that it cannot be written stops nothing."""
+    with contextlib.suppress(OSError):
+        tell(stream, text + end)
+
+
+def printable(text: str) -> str:
+    """Escape characters that a terminal would obey, such as ESC; newlines and tabs stay."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class LiveLine:
@@ -57,5 +81,4 @@ class LiveLine:
         self._write(line + os.linesep)
 
     def _write(self, text: str):
-        with contextlib.suppress(OSError):  # a line that cannot be shown is no reason to stop
-            tell(self._stream, text)
+        notify(self._stream, text, end="")

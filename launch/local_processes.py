@@ -22,6 +22,7 @@ import time
 from absl import flags
 
 from launch import cli
+from launch.live_line import notify
 from sleepnet.config import ConfigError
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
@@ -100,7 +101,8 @@ def _wait(children, grace) -> int:
         if None not in codes:
             return code
         if failed_at is not None and time.monotonic() - failed_at > grace:
-            print(f"a process ended with {code}; the others had {grace:g} s and are stopped now")
+            stopped = f"a process ended with {code}; the others had {grace:g} s and are stopped now"
+            notify(sys.stdout, stopped)
             _tell(children, signal.SIGKILL)
             failed_at = float("inf")
         time.sleep(0.05)
@@ -114,7 +116,7 @@ def _tell(children, number):
 
 def _relay(process_id, stream):
     for line in stream:
-        print(f"[{process_id}] {line}", end="", file=sys.stdout, flush=True)
+        notify(sys.stdout, f"[{process_id}] {line}", end="")  # unread, a process would stand still
 
 
 if __name__ == "__main__":

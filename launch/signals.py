@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 
+from launch.live_line import notify
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -57,7 +59,7 @@ class Signals:
                 _end(number)
             self.received = number
         name = signal.Signals(number).name
-        print(f"\n{name}: stopping after this step; saving a checkpoint", file=sys.stderr)
+        notify(sys.stderr, f"\n{name}: stopping after this step; saving a checkpoint")
 
 
 def _nothing(*_):
@@ -65,6 +67,6 @@ def _nothing(*_):
 
 
 def _end(number: int):
-    print(f"\n{signal.Signals(number).name}: ended at once", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    notify(sys.stderr, f"\n{signal.Signals(number).name}: ended at once")
+    notify(sys.stdout, "", end="")
     os._exit(128 + number)

@@ -19,6 +19,7 @@ import sys
 from absl import flags
 
 from launch import cli
+from launch.live_line import notify
 from launch.sweeps import space
 from sleepnet import flops, storage, tasks
 from sleepnet.config import ConfigError
@@ -71,7 +72,7 @@ def _work(runs, folder: pathlib.Path) -> int:
         evaluate=_measure if _EVALUATE.value else None,
         parallel=_PARALLEL.value,
         retries=_RETRIES.value,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: notify(sys.stdout, line),  # the runs go on, whoever listens
         should_stop=stop.asked,
     )
     rows = crew.work(runs)
@@ -142,7 +143,7 @@ class _Stop:
         if self.signal is not None:
             raise SystemExit(128 + number)  # and Crew ends its children
         self.signal = number
-        print("\nstopping: all runs save a checkpoint", file=sys.stderr)
+        notify(sys.stderr, "\nstopping: all runs save a checkpoint")
 
 
 if __name__ == "__main__":

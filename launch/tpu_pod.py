@@ -23,6 +23,7 @@ from launch.chips import RUNTIMES, parse_accelerator
 from launch.cloud import commands, gcloud
 from launch.cloud.commands import TIERS, Pod
 from launch.cloud.life import Life, plan
+from launch.live_line import notify
 from sleepnet.config import ConfigError
 
 _NAME = flags.DEFINE_string("name", None, "Of the request and its machines.", required=True)
@@ -43,7 +44,7 @@ _DOWN = flags.DEFINE_bool("down", False, "Delete the machines and the request; n
 
 def main(argv):
     pod = _pod(argv[1:])
-    life = Life(pod, say=lambda line: print(f"-- {line}", flush=True))
+    life = Life(pod, say=lambda line: notify(sys.stdout, f"-- {line}"))
     for number in (signal.SIGINT, signal.SIGTERM):  # neither leaves anything behind in silence
         signal.signal(number, signal.default_int_handler)
     try:

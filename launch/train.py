@@ -22,6 +22,7 @@ from importlib import metadata
 from absl import flags
 
 from launch import cli, distributed
+from launch.live_line import notify
 from launch.signals import Signals
 from sleepnet import strict_json
 from sleepnet.config import ConfigError
@@ -144,7 +145,7 @@ class _ProgressLine:
 
     def __init__(self, stream):
         self._stream = stream
-        self._live = stream.isatty()
+        self._live = stream is not None and stream.isatty()
         self._calls = 0
 
     def __call__(self, progress):
@@ -156,17 +157,17 @@ class _ProgressLine:
             f"ETA {_duration(progress.seconds_left)}"
         )
         if self._live:
-            print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
+            notify(self._stream, f"\r\033[K{text}", end="")
         elif self._calls % 10 == 0 or progress.step == progress.steps:
-            print(text, file=self._stream, flush=True)
+            notify(self._stream, text)
         self._calls += 1
 
     def notice(self, text: str):
-        print(text, file=self._stream, flush=True)
+        notify(self._stream, text)
 
     def end(self):
         if self._live:
-            print(file=self._stream)
+            notify(self._stream, "")
 
 
 def _duration(seconds: float) -> str:

@@ -571,6 +571,32 @@ class ExperimentConfig:
         return dataclasses.asdict(self)
 
 
+SECTIONS: dict[str, tuple[type, ...]] = {
+    "task": tuple(TASKS.values()),
+    "model": (ModelConfig,),
+    "training": (TrainingConfig,),
+    "mesh": (MeshConfig,),
+    "evaluation": (EvaluationConfig,),
+}
+
+
+def fields_at(path: str) -> list[dataclasses.Field]:
+    """The fields that "section.field" names: of "task", one of each task that has it."""
+    section, _, name = path.partition(".")
+    classes = SECTIONS.get(section, ())
+    return [field for cls in classes for field in dataclasses.fields(cls) if field.name == name]
+
+
+def field_paths() -> list[str]:
+    """Every "section.field"; those of all tasks, too."""
+    return [
+        f"{section}.{field.name}"
+        for section, classes in SECTIONS.items()
+        for cls in classes
+        for field in dataclasses.fields(cls)
+    ]
+
+
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """Builds and validates an experiment from nested dictionaries.
 
@@ -590,8 +616,8 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     if name not in TASKS:
         raise ConfigError(choices("task.name", name, TASKS))
     return ExperimentConfig(
+        task=_build("task", TASKS[name], task),  # whose window the model's follows
         model=_build("model", ModelConfig, values["model"]),
-        task=_build("task", TASKS[name], task),
         training=_build("training", TrainingConfig, values.get("training", {})),
         mesh=_build("mesh", MeshConfig, values.get("mesh", {})),
         evaluation=_build("evaluation", EvaluationConfig, values.get("evaluation", {})),

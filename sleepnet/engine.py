@@ -41,6 +41,7 @@ from sleepnet.nap import begin_own_sleep, continue_sleep, finish_sleep
 from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
+from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState
 from sleepnet.wake import check_vocabulary
 
@@ -115,6 +116,7 @@ class _Session:
     logits_Y: Any = None  # behind the last token of a window or of all, if it is kept
     opening_Y: Any = None
     row: int = -1
+    preceding: tuple[int, ...] = ()  # the last tokens before its window
     speaks: bool = False  # all that it has to read is the token that it drew last
     cancelled: bool = False
 
@@ -357,7 +359,7 @@ class Engine:
             self._waiting.remove(session)
         self._slots.put([row], session.mind.state)
         session.row, session.opening_Y = row, session.mind.opening_Y
-        session.logits_Y = session.mind.logits_Y
+        session.logits_Y, session.preceding = session.mind.logits_Y, session.mind.preceding
         # What was put is not held twice.
         session.mind = dataclasses.replace(session.mind, state=self._newborn.state)
         self._in_slot[row] = session
@@ -403,6 +405,7 @@ class Engine:
         with self._breaking_ends(self._members):
             self._slots.put([session and session.row for session in self._asleep], state)
             for session in self._members:
+                session.preceding = (*session.preceding, *session.tokens)[-CONTEXT:]
                 session.tokens, session.opening_Y = [], session.logits_Y
                 session.sleeps += 1
                 self._wakes(session)
@@ -572,7 +575,8 @@ class Engine:
             mind = dataclasses.replace(
                 session.mind, state=self._slots.take([session.row], 1),
                 logits_Y=session.logits_Y, opening_Y=session.opening_Y,
-                tokens=tuple(session.tokens), position=session.position, sleeps=session.sleeps,
+                tokens=tuple(session.tokens), preceding=session.preceding,
+                position=session.position, sleeps=session.sleeps,
             )  # fmt: skip
         self._events.append(Ended(session.key, reason, error, mind))
         self._forget(session)

@@ -13,6 +13,7 @@ from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.sampling import Sampling
 from sleepnet.sleep_policies import POLICIES, Policy
 from sleepnet.storage import StorageError
+from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState
 from sleepnet.wake import check_vocabulary
 
@@ -30,6 +31,7 @@ class Mind:
     logits_Y: float32, what it expects next; None before its first token.
     opening_Y: `logits_Y` when its window was empty; None in the first window.
     tokens: ids of its window.
+    preceding: up to `tokenizer.CONTEXT` ids before its window, on which its text may depend.
     position: tokens read in its life.
     sleeps: in its life.
     policy, sampling: how it sleeps and draws.
@@ -40,6 +42,7 @@ class Mind:
     logits_Y: Any = None
     opening_Y: Any = None
     tokens: tuple[int, ...] = ()
+    preceding: tuple[int, ...] = ()
     position: int = 0
     sleeps: int = 0
     policy: Policy
@@ -85,6 +88,13 @@ class Mind:
                 f"position={self.position} and sleeps={self.sleeps} are not of one life: with "
                 f"{filled} tokens in the present window, each sleep was on 1 to {config.window}"
             )
+        most = min(CONTEXT, slept_on)
+        if len(self.preceding) > most:
+            raise ValueError(
+                f"preceding must be at most {most} ids, of those read before the window; got "
+                f"{len(self.preceding)}"
+            )
+        check_vocabulary(config, np.array(self.preceding, np.int64))
 
 
 def fingerprint(params) -> str:
@@ -109,6 +119,7 @@ def save(path: pathlib.Path, mind: Mind, *, config: ModelConfig, params: str):
         "tokenizer": mind.tokenizer,
         "position": mind.position,
         "phase": len(mind.tokens),
+        "preceding": mind.preceding,
         "sleeps": mind.sleeps,
         "policy": {"name": mind.policy.name, **dataclasses.asdict(mind.policy)},
         "sampling": dataclasses.asdict(mind.sampling),
@@ -166,6 +177,7 @@ def _mind_of(path, record: dict[str, Any], tree: dict[str, Any]) -> Mind:
         logits_Y=tree["logits"],
         opening_Y=tree["opening"],
         tokens=tuple(tree["tokens"][: record["phase"]].tolist()),
+        preceding=tuple(record.get("preceding", ())),  # minds of 0.1.0 may lack it
         position=record["position"],
         sleeps=record["sleeps"],
         policy=policy,

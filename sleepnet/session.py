@@ -25,7 +25,7 @@ from sleepnet.mind_file import Mind
 from sleepnet.model import check_params, nll
 from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
-from sleepnet.tokenizer import Tokenizer, load_tokenizer
+from sleepnet.tokenizer import CONTEXT, Tokenizer, load_tokenizer
 from sleepnet.types import Array, WakeState
 from sleepnet.wake import check_vocabulary
 
@@ -254,7 +254,7 @@ class Session:
         """Of all that it remembers: fast weights, window cache, ids and two rows of logits."""
         leaves = jax.tree.leaves(jax.eval_shape(lambda: cache.init_state(self.config, 1)))
         arrays = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-        return arrays + 4 * self.config.window + 2 * 4 * self.config.vocab_size
+        return arrays + 4 * (self.config.window + CONTEXT) + 2 * 4 * self.config.vocab_size
 
     @_alone
     def feed(self, tokens: str | Sequence[int] | np.ndarray):
@@ -320,13 +320,17 @@ class Session:
         """`generate` as pieces of text; it also stops at a token that is none of the tokenizer's,
         such as the one that ends a document.
 
+        A character of several tokens comes with its last, also where a sleep, a `save` or an
+        earlier stream lies within it. One that is not complete when the stream ends is shown as
+        U+FFFD, and so are bytes that are not UTF-8.
+
         Raises:
           ValueError: as `generate`; a session without a tokenizer.
         """
         known = self._needs_tokenizer("generate_text")
         unwritten = range(known.vocab_size, self.config.vocab_size)
         tokens = self.generate(max_tokens, sampling=sampling, stop={*stop, *unwritten})
-        return _written(known, self.tokens, tokens)
+        return _written(known, self._life.recent, tokens)
 
     @_alone
     def nap(self, passes: int | Policy | None = None) -> Spent | None:
@@ -379,7 +383,7 @@ class Session:
             config=config, tokens_BL=tokens_BL, logits_BY=logits_BY,
         )  # fmt: skip
         began = mind.position - len(mind.tokens)
-        self._life = _Life(decoder, began, opening_BY, mind.sleeps, None)
+        self._life = _Life(decoder, began, opening_BY, mind.sleeps, None, mind.preceding)
 
     @property
     def _decoder(self) -> Decoder:
@@ -392,6 +396,7 @@ class Session:
             logits_Y=self.logits,
             opening_Y=None if opening_BY is None else opening_BY[0],
             tokens=self.tokens,
+            preceding=self._life.preceding,
             position=self.position,
             sleeps=self.sleeps,
             policy=self.policy,
@@ -455,6 +460,7 @@ class Session:
         self._life = _Life(
             decoder.with_state(state, logits_BY=logits_BY),
             began=self.position, opening_BY=logits_BY, sleeps=self.sleeps + 1, last_sleep=spent,
+            preceding=self._life.recent,
         )  # fmt: skip
         return spent
 
@@ -492,6 +498,7 @@ class _Life(NamedTuple):
 
     began: the position where its window was empty.
     opening_BY: what it expected there.
+    preceding: the last ids before that, which text that follows may depend on.
     """
 
     decoder: Decoder
@@ -499,6 +506,7 @@ class _Life(NamedTuple):
     opening_BY: Array | None
     sleeps: int
     last_sleep: Spent | None
+    preceding: tuple[int, ...]
 
     @property
     def filled(self) -> int:
@@ -513,6 +521,11 @@ class _Life(NamedTuple):
         tokens_BL = self.decoder.tokens_BL
         assert tokens_BL is not None
         return tuple(tokens_BL[0, : self.filled].tolist())
+
+    @property
+    def recent(self) -> tuple[int, ...]:
+        """The last ids, whether a sleep lies between them or not."""
+        return (*self.preceding, *self.tokens)[-CONTEXT:]
 
 
 class _Stream(Iterator[int]):

@@ -82,7 +82,7 @@ def write_json(path: pathlib.Path, value: Any):
 def read_json(path: pathlib.Path) -> Any:
     """Raises StorageError if the file is not there or is not JSON."""
     try:
-        return strict_json.loads(pathlib.Path(path).read_text())
+        return strict_json.loads(pathlib.Path(path).read_bytes())
     except FileNotFoundError:
         raise StorageError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:

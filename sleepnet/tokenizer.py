@@ -4,8 +4,10 @@ import abc
 import codecs
 import functools
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,10 @@ import numpy as np
 from sleepnet.config import ConfigError
 
 BYTES = "bytes"
+CONTEXT = 4  # tokens of the past on which text may depend: a character has up to four bytes
+
+_CUT = "\N{REPLACEMENT CHARACTER}"
+_BYTE_NAME = re.compile("<0x[0-9A-Fa-f]{2}>")  # of byte fallback
 
 
 class Tokenizer(abc.ABC):
@@ -39,13 +45,18 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def text_stream(self, past: Sequence[int] = ()) -> "TextStream":
-        """Writes the tokens that follow on `past`, which is not written itself."""
+        """Writes the tokens that follow on `past`, which is not written itself.
+
+        Only the last `CONTEXT` tokens of the past matter.
+        """
 
 
 class TextStream(abc.ABC):
     """Tokens one by one as text; a character of several tokens comes with its last.
 
-    Behind an id that is none of the tokenizer's, such as the end of a document, text starts anew.
+    Bytes that are not UTF-8 come as U+FFFD, at the latest with the token after them. Each token
+    costs the same, however many came before. After an id that is none of the tokenizer's, such as
+    the end of a document, text starts anew.
     """
 
     @abc.abstractmethod
@@ -94,7 +105,8 @@ class _FromFile(Tokenizer):
 
     def __init__(self, content: bytes, tokenizer: Any):
         self.identity = f"sha256 {hashlib.sha256(content).hexdigest()}"
-        self._tokenizer = tokenizer
+        self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
+        self._bytes = self._decoder is not None and self._decoder.decode(["<0x41>"]) == "A"
         tokenizer.no_truncation()  # a file may ask for either, and neither is for a corpus
         tokenizer.no_padding()
         # Ids may have holes, so that there are fewer of them than the largest tells.
@@ -108,34 +120,67 @@ class _FromFile(Tokenizer):
         return self._tokenizer.id_to_token(token) or f"<{token}>"
 
     def text_stream(self, past: Sequence[int] = ()) -> TextStream:
-        return _primed(_FileStream(self._tokenizer), past)
+        return _primed(_FileStream(self), past)
+
+    def has(self, token: int) -> bool:
+        """Whether the id is one of the tokenizer's."""
+        return self._tokenizer.id_to_token(token) is not None
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Decode ids as the tokenizers package does, but each byte that is not UTF-8 by itself."""
+        names: Iterable[str] = map(self._tokenizer.id_to_token, tokens)
+        if self._decoder is None:
+            return " ".join(names)
+        return self._decoder.decode(list(_without_invalid_bytes(names) if self._bytes else names))
 
 
 class _FileStream(TextStream):
-    def __init__(self, tokenizer: Any):
+    """Writes what a token adds to the text of the `CONTEXT` tokens before it.
+
+    These hold the beginning of a character that the token may complete, and they are not the start
+    of a text, where decoders treat a token differently.
+    """
+
+    def __init__(self, tokenizer: _FromFile):
         self._tokenizer = tokenizer
-        self._start()
+        self._recent: list[int] = []
 
     def add(self, token: int) -> str:
-        if self._tokenizer.id_to_token(token) is None:
+        if not self._tokenizer.has(token):
             return self.end()
-        text = self._stream.step(self._tokenizer, token)
-        self._held = [*self._held, token] if text is None else []
-        return text or ""
+        written = _certain(self._tokenizer.decode(self._recent))
+        self._recent.append(token)
+        text = _certain(self._tokenizer.decode(self._recent))[len(written) :]
+        del self._recent[:-CONTEXT]
+        return text
 
     def end(self) -> str:
-        rest = self._tokenizer.decode(self._held, skip_special_tokens=False)
-        self._start()
-        return rest
+        text = self._tokenizer.decode(self._recent)
+        self._recent = []
+        return text[len(_certain(text)) :]
 
-    def _start(self):
-        from tokenizers.decoders import DecodeStream
 
-        self._stream, self._held = DecodeStream(skip_special_tokens=False), []
+def _certain(text: str) -> str:
+    """Leave out a last sign that the next token may turn into a character."""
+    return text.removesuffix(_CUT)
+
+
+def _without_invalid_bytes(names: Iterable[str]) -> Iterator[str]:
+    """Put U+FFFD in place of bytes that are not UTF-8: one would spoil all bytes beside it."""
+    for is_byte, run in itertools.groupby(names, lambda name: bool(_BYTE_NAME.fullmatch(name))):
+        if not is_byte:
+            yield from run
+            continue
+        content = bytes(int(name[3:5], 16) for name in run)
+        for character in content.decode(errors="replace"):
+            if character == _CUT:
+                yield character
+            else:
+                yield from (f"<0x{byte:02X}>" for byte in character.encode())
 
 
 def _primed(stream: TextStream, past: Sequence[int]) -> TextStream:
-    for token in past:
+    for token in past[-CONTEXT:]:
         stream.add(token)
     return stream
 

@@ -206,6 +206,7 @@ def test_minds_move_between_a_session_and_the_engine(params, engine, tmp_path):
     assert (back.position, back.sleeps, back.tokens) == (
         by_itself.position, by_itself.sleeps, by_itself.tokens
     )  # fmt: skip
+    assert back.mind.preceding == by_itself.mind.preceding != session.mind.preceding
     assert list(back.generate(20)) == list(by_itself.generate(20))
     back.rewind(back.position - len(back.tokens))  # to its last sleep
     by_itself.rewind(by_itself.position - len(by_itself.tokens))

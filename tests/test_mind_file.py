@@ -11,7 +11,7 @@ import pytest
 from agreement import assert_identical
 from disks import full_disk
 from minds import HARD, TINY
-from test_session import CONFIG, L, Y, everything, older, session, write_words
+from test_session import CONFIG, L, Y, everything, life, older, session, write_words
 
 import sleepnet
 from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, mind_file, storage
@@ -204,6 +204,8 @@ def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):
         ({"tokens": (1, 2, 3, Y)}, f"token id {Y} at place 3"),
         ({"position": 3}, "position=3 and sleeps=1 are not of one life"),
         ({"position": 2 * L + 5}, f"position={2 * L + 5} and sleeps=1"),
+        ({"preceding": (1, 2, 3, 4, 5)}, "preceding must be at most 4 ids, .*; got 5"),
+        ({"preceding": (1, Y)}, f"token id {Y} at place 1"),
         ({"sleeps": 0}, f"position={L + 4} and sleeps=0 are not of one life: with 4 tokens"),
     )
     in_memory = (
@@ -277,6 +279,21 @@ def test_on_a_full_disk_the_old_mind_stays_and_the_session_goes_on(tmp_path):
     assert_same_life(one, before)
     with pytest.raises(StorageError, match="nowhere"):
         one.save(tmp_path / "nowhere" / "mind")
+
+
+def test_minds_of_before_ids_were_carried_over_a_sleep_are_read(tmp_path):
+    """They lack the ids before their window, and nothing else."""
+    path, one = tmp_path / "mind", older()
+    one.save(path)
+    record, arrays = storage.read_arrays(path)
+    assert record.pop("preceding") == list(life(3, [L])[0][-4:])
+    storage.write_arrays(path, record, arrays)
+    assert_same_life(
+        load(path),
+        Session.from_mind(
+            minds.params(CONFIG), dataclasses.replace(one.mind, preceding=()), config=CONFIG
+        ),
+    )
 
 
 def test_a_file_tells_people_what_it_is(tmp_path):

@@ -19,7 +19,9 @@ from minds import CONFIGS, HARD, SLIDING
 from reference import Mind, fast_weights
 
 from sleepnet import ConfigError, Decoder, FixedPasses, Sampling, Session, SessionError, decode
+from sleepnet import tokenizer as tokenizer_module
 from sleepnet.sampling import sample, stack
+from sleepnet.tokenizer import CONTEXT, Tokenizer
 
 session_module = importlib.import_module("sleepnet.session")
 # Sliding keys, carried tails, learned positions and a coda; few blocks, to compile in seconds.
@@ -198,7 +200,7 @@ def test_a_mind_has_one_size():
         mind = one._mind()
         leaves = jax.tree.leaves((mind.state, mind.logits_Y, mind.opening_Y))
         assert len(leaves) == len(jax.tree.leaves((empty.state, 1, 1)))
-        assert sum(leaf.nbytes for leaf in leaves) + 4 * L == one.state_bytes == size
+        assert sum(leaf.nbytes for leaf in leaves) + 4 * (L + CONTEXT) == one.state_bytes == size
 
 
 def test_pieces_of_all_sizes_share_few_programs():
@@ -478,10 +480,70 @@ def test_text_goes_in_and_comes_out(tmp_path):
     assert ids
 
 
+# All bytes and a token more.
+OF_BYTES = dataclasses.replace(CONFIG, vocab_size=257)
+
+
+def draw_next(monkeypatch, content: bytes, start: int):
+    """Have sessions draw the bytes in their order, the first at position `start`."""
+
+    def draw(logits_BY, draw_B, samplers):
+        return np.array([content[draw_B[0] - start]])
+
+    monkeypatch.setattr(session_module, "sample", draw)
+
+
+def byte_fallback() -> Tokenizer:
+    """As of Llama: a token for each byte, besides words."""
+    import tokenizers
+    from tokenizers import decoders, models
+
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), "word"]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="word"))
+    made.decoder = decoders.ByteFallback()
+    return tokenizer_module._FromFile(b"", made)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", byte_fallback()], ids=["bytes", "byte fallback"])
+def test_bytes_that_are_not_utf_8_do_not_end_a_stream(tokenizer, monkeypatch):
+    """Each is shown as U+FFFD, in one window and across sleeps."""
+    content = b"\xc3\xa9\xc3a" + b"\x80" * L + b"\xf0\x9f\xc3\xa9 \xff\xe6\x97"
+    one = session(OF_BYTES, tokenizer=tokenizer)
+    one.feed([ord("a")])
+    draw_next(monkeypatch, content, 1)
+    assert "".join(one.generate_text(len(content))) == content.decode(errors="replace")
+
+
+def saved_and_loaded(one: Session, path: pathlib.Path) -> Session:
+    one.save(path / "mind")
+    return Session.load(path / "mind", one._params.tree, tokenizer=one._tokenizer)
+
+
+@pytest.mark.parametrize("goes_on", [lambda one, _: one, saved_and_loaded], ids=["itself", "saved"])
+@pytest.mark.parametrize("before", range(1, 4))
+def test_a_character_survives_a_sleep(before, goes_on, monkeypatch, tmp_path):
+    """And a stream's end and a save, all after any of its bytes: what follows has it whole."""
+    text = "aé日😀b"
+    content = text.encode()
+    one = session(OF_BYTES, tokenizer="bytes")
+    one.feed([ord("a")] * before)
+    draw_next(monkeypatch, content, before)
+    pieces = []
+    for _ in content:
+        pieces.append("".join(one.generate_text(1)))
+        one = goes_on(one, tmp_path)
+        if one.position == before + len("aé日".encode()) + 2:
+            one.nap()
+            one = goes_on(one, tmp_path)
+    assert one.sleeps > 1
+    assert "".join(pieces).replace("�", "") == text
+    assert set(pieces) == {*text, "�"}
+
+
 def test_text_goes_on_behind_an_id_that_has_none():
     """Such as the end of a document, which belongs to the model alone."""
-    config = dataclasses.replace(CONFIG, vocab_size=257)
-    one = session(config, tokenizer="bytes")
+    one = session(OF_BYTES, tokenizer="bytes")
     one.feed([ord("a"), 256])
     other = one.fork()
     ids = list(other.generate(20, sampling=GREEDY, stop=[256]))

@@ -39,7 +39,9 @@ class Result:
 def ask(command: list[str]) -> Result:
     """Runs a command and keeps what it says."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
     except FileNotFoundError:
         raise PodError(_not_installed(command)) from None
     return Result(done.returncode, done.stdout.strip(), done.stderr.strip())

@@ -12,12 +12,17 @@ from typing import Any
 import ml_collections
 
 from launch import cli
-from sleepnet import config as c
 from sleepnet import sharding
-from sleepnet.config import ConfigError, ExperimentConfig, choices, nearest
+from sleepnet.config import (
+    ConfigError,
+    ExperimentConfig,
+    choices,
+    field_paths,
+    fields_at,
+    nearest,
+)
 
 KINDS = ("log", "uniform", "int")
-_SECTIONS = ("task", "model", "training", "mesh", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +151,9 @@ def _config(base: ml_collections.ConfigDict, chosen: dict[str, str]) -> Experime
 
 def _parse(path: str, text: str):
     """As the field's type would be read from a flag."""
-    field = path.split(".")[1]
-    kind: Any = next(f.type for cls in _classes(path) for f in dataclasses.fields(cls)
-                     if f.name == field)  # fmt: skip
+    if text == "None" and cli.reads_none(path):
+        return None
+    kind: Any = fields_at(path)[0].type
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if kind is str:
@@ -162,20 +167,9 @@ def _parse(path: str, text: str):
 
 
 def _check_field(path: str):
-    known = [f"{section}.{field.name}" for section in _SECTIONS for cls in _classes(section)
-             for field in dataclasses.fields(cls)]  # fmt: skip
+    known = field_paths()
     if path not in known:
         raise ConfigError(f"{path}: no such field; the nearest is {nearest(path, known)}")
-
-
-def _classes(path: str) -> list[type]:
-    return {
-        "task": list(c.TASKS.values()),
-        "model": [c.ModelConfig],
-        "training": [c.TrainingConfig],
-        "mesh": [c.MeshConfig],
-        "evaluation": [c.EvaluationConfig],
-    }[path.split(".")[0]]
 
 
 def _name(chosen: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import corpora
 import jax
 import pytest
 
-from launch.live_line import LiveLine
+from launch.live_line import LiveLine, printable
 from sleepnet import Sampling, Session, UntilStill
 from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig
 from sleepnet.training import newborn
@@ -34,13 +35,13 @@ def command(workdir, *arguments):
     return [sys.executable, "-m", "launch.generate", f"--workdir={workdir}", *arguments]
 
 
-def run(workdir, *arguments, prompt=PROMPT):
+def run(workdir, *arguments, prompt=PROMPT, env=None, encoding="utf-8"):
     """Its exit code, standard output and standard error."""
     done = subprocess.run(
         command(workdir, *arguments), cwd=ROOT, input=prompt.encode(), capture_output=True,
-        timeout=120, check=False,
+        timeout=120, check=False, env=os.environ | (env or {}),
     )  # fmt: skip
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    return done.returncode, done.stdout.decode(encoding), done.stderr.decode()
 
 
 def workdir_of(folder, task, vocab_size) -> pathlib.Path:
@@ -115,6 +116,74 @@ def test_a_run_on_another_task_reads_and_writes_ids(of_numbers, tmp_path):
     one = session_of(of_numbers)
     one.feed([3, 1, 4, 1, 5, 9, 2, 6])
     assert [int(token) for token in out.split()] == list(one.generate(9)), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_characters_that_the_output_lacks_are_escaped(of_text, encoding, tmp_path):
+    """And the stream goes on to its end; the prompt is not blamed."""
+    code, out, told = run(
+        of_text, "--max_tokens=40", f"--save={tmp_path / 'mind'}",
+        env={"PYTHONIOENCODING": encoding}, encoding=encoding,
+    )  # fmt: skip
+    one = session_of(of_text, tokenizer="bytes")
+    one.feed(PROMPT)
+    written = "".join(one.generate_text(40)) + "\n"
+    assert "�" in written and code == 0, told
+    assert out == written.encode(encoding, "backslashreplace").decode(encoding)
+    assert Session.load(tmp_path / "mind", one._params.tree).position == one.position
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_no_control_characters_and_a_file_gets_all(of_text):
+    written = []
+    for theirs in (subprocess.PIPE, None):
+        ours, end = terminal(rows=20, columns=100)
+        mode = termios.tcgetattr(end)
+        mode[1] &= ~termios.OPOST  # newlines come as they are written
+        termios.tcsetattr(end, termios.TCSANOW, mode)
+        process = subprocess.Popen(
+            command(of_text, "--prompt=a", "--max_tokens=300", "--temperature=3"),
+            cwd=ROOT,
+            stdout=theirs or end,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(end)
+        if theirs:
+            written.append(process.communicate(timeout=120)[0].decode())
+        else:
+            shown = b""
+            with contextlib.suppress(OSError):  # the terminal's end
+                while piece := os.read(ours, 4096):
+                    shown += piece
+            written.append(shown.decode())
+            assert process.wait(60) == 0
+    raw, escaped = written
+    assert re.search(r"[\x00-\x08\x0b-\x1f]", raw) and escaped == printable(raw)
+
+
+@pytest.mark.slow
+def test_a_prompt_file_has_no_mark_and_no_last_newline(of_text, tmp_path):
+    """Standard input neither, also where it is asked for by name."""
+    (tmp_path / "prompt").write_bytes(b"\xef\xbb\xbf" + PROMPT.encode() + b"\n")
+    _, plain, _ = run(of_text, f"--prompt={PROMPT}", "--max_tokens=20")
+    for flag, prompt in ((f"--prompt_file={tmp_path / 'prompt'}", ""), ("--prompt_file=-", PROMPT)):
+        assert run(of_text, flag, "--max_tokens=20", prompt=prompt + "\n")[1] == plain
+
+
+def test_waiting_for_standard_input_is_told(of_numbers):
+    """And Ctrl-C ends it."""
+    process = subprocess.Popen(
+        command(of_numbers, "--load=mind"), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert select.select([process.stderr], [], [], 60)[0]
+    told = process.stderr.readline()
+    assert told.startswith(b"waiting for the end of the prompt on standard input")
+    assert b"--prompt= goes on without" in told
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT
+    process.stdin.close()
+    process.stderr.close()
 
 
 @pytest.mark.slow

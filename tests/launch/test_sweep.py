@@ -45,6 +45,16 @@ def test_a_grid_is_every_combination_by_a_readable_name():
     assert made[3].overrides == ["--config.model.passes=2", "--config.training.seed=1"]
 
 
+def test_a_grid_may_leave_a_field_to_follow_others():
+    """By None, where the field's type allows it."""
+    follows, given = runs("model.head_dim=None,8", "task.test_hops=None")
+    assert follows.config == runs("training.seed=0")[0].config
+    assert given.config.model.head_dim == 8 != follows.config.model.head_dim
+    assert "--config.model.head_dim=None" in follows.overrides
+    with pytest.raises(ConfigError, match=r"model\.passes must be of type int; got None"):
+        runs("model.passes=1,None")
+
+
 def test_fields_of_one_name_are_told_apart():
     [run] = runs("task.seed=1", "training.seed=2")
     assert run.name == "task.seed=1_training.seed=2"
