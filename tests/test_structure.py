@@ -36,7 +36,7 @@ LEAVES = {
     "parts": set(),
     "sampling": {"config", "types"},
     "tokenizer": {"config"},
-    "tasks": {"config", "tokenizer"},
+    "tasks": {"config", "storage", "tokenizer"},
 }
 DOORS = {
     "orbax": {"sleepnet.training.checkpoint"},
@@ -144,6 +144,16 @@ def test_the_library_never_prints(name):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert "print" not in called
+
+
+def test_nothing_sets_the_umask():
+    """It is that of all threads: a file that another creates meanwhile is open to everybody."""
+    setting = {
+        name for name, tree in TREES.items() for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr == "umask")
+        or (isinstance(node, ast.alias) and node.name == "umask")
+    }  # fmt: skip
+    assert not setting
 
 
 # JAX_PLATFORMS names no platform: the first question for a device would fail.
