@@ -18,11 +18,12 @@ from sleepnet.config import (
     ModelConfig,
     TaskConfig,
     from_dict,
+    local_path,
     nearest,
 )
 from sleepnet.storage import StorageError
 
-flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
+flags.disclaim_key_flags()  # flags defined here belong to the program, whose --help shows them
 USER_ERRORS = (ConfigError, StorageError)
 
 
@@ -50,6 +51,24 @@ def define_config():
     return config_flags.DEFINE_config_file(
         "config", None, "Experiment file, such as experiments/depo_small.py."
     )
+
+
+class PathParser(flags.ArgumentParser):
+    """Reads a path; ~ is expanded, and URLs are refused."""
+
+    def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
+        return pathlib.Path(local_path(str(argument)))
+
+
+def define_path(name: str, default: str | None, help: str, *, required: bool = False):
+    """Defines a flag that names a file or folder, whose value is a `pathlib.Path`."""
+    return flags.DEFINE(PathParser(), name, default, help, required=required)
+
+
+def define_paths(name: str, help: str):
+    """Defines a required flag that may be given several times, a `pathlib.Path` each time."""
+    serializer = flags.ArgumentSerializer()
+    return flags.DEFINE_multi(PathParser(), serializer, name, None, help, required=True)
 
 
 def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
@@ -129,7 +148,7 @@ def _with_model(sections: dict, vocab_size: int) -> dict:
 
 def _parse(argv, takes_words: bool):
     """absl's parser; what it or a config file raises becomes a ConfigError."""
-    _check_config_path(argv)
+    argv = with_config_path(argv)
     try:
         program, *words = flags.FLAGS(argv)
         if words and not takes_words:
@@ -156,21 +175,42 @@ def _ask_for_missing(error: flags.Error) -> str | None:
     return f"give {' and '.join(asked)}" if asked else None
 
 
-def _check_config_path(argv):
-    """config_flags reports a missing file only after a traceback of its own."""
-    for argument, following in itertools.pairwise((*argv[1:], "")):
+def with_config_path(argv: Sequence[str]) -> list[str]:
+    """The arguments with ~ expanded in --config, which must name a file.
+
+    config_flags reports a missing file only after a traceback of its own. What follows -- belongs
+    to another program: it is checked, and left as it is.
+    """
+    argv, ours = list(argv), True
+    for i, argument in enumerate(argv):
+        ours &= argument != "--"
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config"):
             continue
-        path = pathlib.Path((value if equals else following).split(":")[0])
-        if not path.is_file():
-            folder = path if path.is_dir() else path.parent
-            files = [p for p in folder.glob("*.py") if "def get_config" in p.read_text()]
-            known = sorted(map(str, files)) or ["experiments/depo_small.py"]
-            raise ConfigError(
-                f"--config={path} is no file; there are: {', '.join(known)}; "
-                f"the nearest is {nearest(path, known)}"
-            )
+        place = i if equals else i + 1
+        given = value if equals else "".join(argv[place : place + 1])
+        path = _config_path(given)
+        if ours and place < len(argv):
+            argv[place] = f"{flag}={path}" if equals else path
+    return argv
+
+
+def _config_path(given: str) -> str:
+    """PATH or PATH:ARGUMENT with ~ expanded; raises ConfigError where there is no such file."""
+    try:
+        given = local_path(given)
+    except ConfigError as error:
+        raise ConfigError(f"--config={given}: {error}") from None
+    path = pathlib.Path(given.split(":")[0])
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        files = [p for p in folder.glob("*.py") if "def get_config" in p.read_text()]
+        known = sorted(map(str, files)) or ["experiments/depo_small.py"]
+        raise ConfigError(
+            f"--config={path} is no file; there are: {', '.join(known)}; "
+            f"the nearest is {nearest(path, known)}"
+        )
+    return given
 
 
 def _explain(argv, error) -> str:

@@ -19,7 +19,7 @@ from absl import flags
 from launch import cli
 from sleepnet import storage
 
-_OUT = flags.DEFINE_string("out", "runs", "Folder for the figures.")
+_OUT = cli.define_path("out", "runs", "Folder for the figures.")
 _ONLY = flags.DEFINE_string("only", "", "Only rows whose names contain this.")
 _QUICK = flags.DEFINE_bool("quick", False, "Compile with least effort; see `launch.compile`.")
 
@@ -60,7 +60,7 @@ PODS = tuple(
 def main(_):
     from launch.ahead import pods
 
-    out = pathlib.Path(_OUT.value)
+    out = _OUT.value
     storage.prepare_folder(out / "pods")
     for pod in PODS:
         path = out / "pods" / f"{pod.name}.json"

@@ -22,19 +22,19 @@ from importlib import metadata
 
 from absl import flags
 
-from launch import cli, distributed
+from launch import cli, compilation_cache, distributed
 from launch.signals import Signals
 from sleepnet.config import ConfigError
 from sleepnet.storage import StorageError
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
     "workdir", None, "Folder of the run: made new, or resumed.", required=True
 )
 _PROFILE = flags.DEFINE_list(
     "profile_steps", None, "First and last step of a profile, such as 100,110: WORKDIR/profile."
 )
-_CACHE = flags.DEFINE_string(
+_CACHE = cli.define_path(
     "compilation_cache", None,
     "Folder of compiled programs, that later starts reuse; none for no such folder. By default "
     "JAX_COMPILATION_CACHE_DIR, or sleepnet's in the user's cache folder.",
@@ -53,7 +53,7 @@ def main(_):
     distributed.join(config, _WORKDIR.value)
     signals.install()
     with distributed.parting():
-        _train(config, pathlib.Path(_WORKDIR.value), signals, profile_steps)
+        _train(config, _WORKDIR.value, signals, profile_steps)
 
 
 def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
@@ -62,7 +62,7 @@ def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
     show = _ProgressLine(sys.stderr)
     from sleepnet.training import loop  # heavy: once the config is good
 
-    cache = _use_compilation_cache(_CACHE.value)
+    kept = compilation_cache.use(_CACHE.value)
 
     def on_claimed():
         _record_start(workdir, config)
@@ -71,7 +71,7 @@ def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
             f"N = {config.model.passes}, seed {config.training.seed}: {config.training.steps} "
             f"steps of {config.training.batch_size} examples, in {workdir}"
         )
-        show.notice(f"compiled programs are kept in {cache}" if cache else "no program is kept")
+        show.notice(kept)
         if tip := _huge_pages_tip():
             show.notice(tip)
 
@@ -110,20 +110,6 @@ def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | Non
         f"--profile_steps must be a first and a last step in 1..{steps}, such as 100,110; got "
         f"{','.join(given)}"
     )
-
-
-def _use_compilation_cache(given: str | None) -> str | None:
-    """Where compiled programs are kept from one start to the next; None: nowhere."""
-    import jax
-
-    if given is None:
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        default = pathlib.Path(home).expanduser() / "sleepnet"
-        given = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
-    folder = None if given == "none" else given
-    jax.config.update("jax_compilation_cache_dir", folder)
-    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    return folder if kept else None
 
 
 def _huge_pages_tip() -> str | None:
