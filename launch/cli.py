@@ -12,6 +12,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch import busy
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
@@ -25,6 +26,7 @@ from sleepnet.storage import StorageError
 
 flags.disclaim_key_flags()  # flags defined here belong to the program, whose --help shows them
 USER_ERRORS = (ConfigError, StorageError)
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the exit code of what may go well at another time
 
 
 def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
@@ -36,14 +38,25 @@ def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every file it opens
     try:
         app.run(main, flags_parser=functools.partial(_parse, takes_words=takes_words))
-    except USER_ERRORS as error:
-        sys.exit(complain(error))
+    except (*USER_ERRORS, RuntimeError) as error:
+        if (code := complain_of(error)) is None:
+            raise
+        sys.exit(code)
 
 
-def complain(error: Exception) -> int:
+def complain(error: object, code: int = 2) -> int:
     """Says what is wrong in a line; the exit code."""
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return code
+
+
+def complain_of(error: BaseException) -> int | None:
+    """`complain` of what a person can mend; None for errors of any other kind."""
+    if isinstance(error, USER_ERRORS):
+        return complain(error)
+    if advice := busy.advice(error):
+        return complain(advice, TRY_AGAIN)
+    return None
 
 
 def define_config():

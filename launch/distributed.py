@@ -137,8 +137,8 @@ def parting():
             raise
         if isinstance(end, SystemExit):
             code = end.code or 0
-        elif isinstance(end, cli.USER_ERRORS):
-            code = cli.complain(end)
+        elif (told := cli.complain_of(end)) is not None:
+            code = told
         elif re.match(STATUS, str(end)):
             raise
         else:

@@ -7,8 +7,8 @@ As one of several processes of a run: with --distributed where JAX finds its clu
 with --coordinator_address, --num_processes and --process_id; and a workdir that all of them see.
 
 SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint first (twice: stop at once). Exit codes: 0 done, 2 an
-error that the message explains, 75 a run that stood still and was to stop then (try again),
-128 + signal when stopped by one.
+error that the message explains, 75 a run that stood still and was to stop then, or whose TPU chips
+another process holds (try again), 128 + signal when stopped by one.
 """
 
 import json
@@ -42,7 +42,6 @@ _CACHE = cli.define_path(
 flags.mark_flag_as_required("config")
 flags.adopt_module_key_flags(distributed)
 
-STALLED = 75  # EX_TEMPFAIL of sysexits.h: whoever started it may try again
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -78,7 +77,7 @@ def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
     def on_stall(report: str):
         show.notice(report)
         if config.training.stall_stops:
-            os._exit(STALLED)
+            os._exit(cli.TRY_AGAIN)
 
     try:
         state = loop.train(
