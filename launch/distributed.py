@@ -66,7 +66,7 @@ def wait(default: float) -> float:
     return default if _WAIT.value is None else _WAIT.value
 
 
-def join(config: ExperimentConfig, workdir: str):
+def join(config: ExperimentConfig, workdir: pathlib.Path):
     """Waits for the other processes, if there are any; before anything asks for devices.
 
     Where they are known before, the roll is called first: JAX aborts without a name when one is
@@ -100,11 +100,11 @@ def join(config: ExperimentConfig, workdir: str):
         jax.config.update("jax_enable_compilation_cache", False)
 
 
-def _call_the_roll(found: Cluster, config: ExperimentConfig, workdir: str):
+def _call_the_roll(found: Cluster, config: ExperimentConfig, workdir: pathlib.Path):
     refused = None
     if found.process_id == 0:
         try:
-            storage.prepare_folder(pathlib.Path(workdir))
+            storage.prepare_folder(workdir)
         except storage.StorageError as error:
             refused = error  # the others come for nothing, and are told so
     seen_in = None if refused else workdir
@@ -138,8 +138,8 @@ def parting():
             raise
         if isinstance(end, SystemExit):
             code = end.code or 0
-        elif isinstance(end, cli.USER_ERRORS):
-            code = cli.complain(end)
+        elif (told := cli.complain_of(end)) is not None:
+            code = told
         elif re.match(STATUS, str(end)):
             raise
         else:

@@ -20,7 +20,7 @@ from launch.checks.examination import PATIENCE, Launch, examine
 from sleepnet import strict_json
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = cli.define_path("workdir", None, "Folder of the run.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Judge for these TPUs, such as v5e:4x4.")
 _JSON = flags.DEFINE_bool("json", False, "A line of JSON for each finding.")
 flags.adopt_module_key_flags(distributed)
@@ -33,7 +33,7 @@ def main(_):
         chips.parse_topology(_TOPOLOGY.value)
     launch = Launch(
         config=_CONFIG.value and (lambda: cli.experiment_config(_CONFIG.value)),
-        workdir=_WORKDIR.value,
+        workdir=_WORKDIR.value and str(_WORKDIR.value),
         cluster=distributed.cluster(),
         detect=distributed.DISTRIBUTED.value,
         topology=_TOPOLOGY.value,

@@ -15,9 +15,7 @@ from sleepnet.config import ConfigError
 from sleepnet.evaluation import markdown, record
 from sleepnet.training.workdir import load_config, load_params
 
-_WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "Folder of a trained run; may be given several times.", required=True
-)
+_WORKDIR = cli.define_paths("workdir", "Folder of a trained run; may be given several times.")
 _PASSES = flags.DEFINE_list(
     "passes", None, "Every N to sleep with, such as 1,2,4. The trained N always joins them."
 )
@@ -29,7 +27,7 @@ _AGAIN = flags.DEFINE_bool("again", False, "Measure even what evaluation.json al
 
 def main(_):
     Signals()  # ends at once: evaluation.json is replaced when all is measured, and whole till then
-    for workdir in map(pathlib.Path, _WORKDIR.value):
+    for workdir in _WORKDIR.value:
         stored = _evaluate(workdir, _passes(_PASSES.value))
         measured = "loss" if "loss" in stored["results"][0] else "answers right"
         print(f"\n{workdir}: step {stored['step']}, held-out {measured} with 95% intervals")

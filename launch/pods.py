@@ -11,6 +11,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 from absl import flags
@@ -19,7 +20,7 @@ from launch import cli
 from launch.ahead.rows import PODS, Pod
 from sleepnet import storage
 
-_OUT = flags.DEFINE_string("out", "runs", "Folder for the figures.")
+_OUT = cli.define_path("out", "runs", "Folder for the figures.")
 _ONLY = flags.DEFINE_string("only", "", "Only rows whose names contain this.")
 _QUICK = flags.DEFINE_bool("quick", False, "Compile with least effort; see `launch.compile`.")
 
@@ -27,7 +28,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Compile with least effort; see `laun
 def main(_):
     from launch.ahead import pods
 
-    out = pathlib.Path(_OUT.value)
+    out = _OUT.value
     storage.prepare_folder(out / "pods")
     for pod in PODS:
         path = out / "pods" / f"{pod.name}.json"
@@ -44,20 +45,22 @@ def main(_):
 
 
 def _compile(pod: Pod, path: pathlib.Path):
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    command = [*pod.command(fresh), *(["--quick"] if _QUICK.value else [])]
-    print(f"python {' '.join(command)}", flush=True)
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if not fresh.exists():  # the other rows are worth compiling all the same
-        print(f"failed with exit code {done.returncode}:\n{done.stderr}", flush=True)
-        return
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = pathlib.Path(folder) / path.name
+        command = [*pod.command(fresh), *(["--quick"] if _QUICK.value else [])]
+        print(f"python {' '.join(command)}", flush=True)
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False
+        )
+        if not fresh.exists():  # the other rows are worth compiling all the same
+            print(f"failed with exit code {done.returncode}:\n{done.stderr}", flush=True)
+            return
+        record = storage.read_json(fresh)
+    seconds = time.perf_counter() - began
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(f"{done.stdout}\n{time.perf_counter() - began:.0f} s, {most / 1e9:.1f} GB\n", flush=True)
-    record = storage.read_json(fresh)
-    storage.write_json(path, record | {"seconds": time.perf_counter() - began})
-    fresh.unlink()
+    print(f"{done.stdout}\n{seconds:.0f} s, {most / 1e9:.1f} GB\n", flush=True)
+    storage.write_json(path, record | {"seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@
 DIR/train.array_record and DIR/test.array_record then take the place of the files of text.
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import cli
@@ -15,7 +13,7 @@ from sleepnet.config import ConfigError, TextConfig
 from sleepnet.tokenizer import load_tokenizer
 
 _CONFIG = cli.define_config()
-_OUT = flags.DEFINE_string("out", None, "Folder for the files of tokens.", required=True)
+_OUT = cli.define_path("out", None, "Folder for the files of tokens.", required=True)
 flags.mark_flag_as_required("config")
 
 
@@ -30,7 +28,7 @@ def main(_):
         split: corpus.find_files(f"{split}_files", patterns)
         for split, patterns in (("train", task.train_files), ("test", task.test_files))
     }
-    out = pathlib.Path(_OUT.value)
+    out = _OUT.value
     storage.prepare_folder(out)
     for split, paths in files.items():
         path = out / f"{split}.array_record"

@@ -11,6 +11,7 @@ open is a named field here; its comment says "our choice".
 import dataclasses
 import difflib
 import math
+import os
 import re
 import typing
 from collections.abc import Iterable
@@ -414,6 +415,7 @@ class TextConfig:
 
     def __post_init__(self):
         _check_types(self)
+        _paths(self, "train_files", "test_files", "tokenizer")
         _one_of(self, "name", ("text",))
         _positive(self, "window", "windows")
         _in_range(self, "seed", 0, MAX_SEED)
@@ -684,6 +686,57 @@ def choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = No
     reason = what or f"got {value!r}"
     listed = ", ".join(str(choice) for choice in allowed)
     return f"{name}: {reason}; allowed: {listed}; the nearest is {nearest(value, allowed)!r}"
+
+
+def local_path(given: str) -> str:
+    """Expand ~ and ~user, and refuse what no file of this machine can be called.
+
+    Returns:
+      The path, or what is no path but a name of its own (as tokenizer="bytes"), unchanged.
+
+    Raises:
+      ConfigError: a URL, an empty path, or the home of a user that is not known. The message lacks
+        the value and who gave it, for callers to put in front.
+    """
+    if not given:
+        raise ConfigError("the path is empty; leave it out, or name a file or folder")
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", given):  # one letter is a Windows drive
+        raise ConfigError(_no_url(match[1].lower(), given[match.end() :]))
+    if not given.startswith("~"):
+        return given
+    user, path = given[1:].partition("/")[0], os.path.expanduser(given)
+    if path == given or (not user and os.environ.get("HOME") == ""):
+        reason = f"there is no user {user!r} here" if user else "your home is unknown (see HOME)"
+        raise ConfigError(f"{reason}; give the path from the root, such as /home/NAME/...")
+    return path
+
+
+def _no_url(scheme: str, rest: str) -> str:
+    """The message for a URL, with the path that may take its place."""
+    if scheme == "file":
+        return f"a URL is not a path; the nearest is /{rest}"
+    bucket = rest.partition("/")[0] or "BUCKET"
+    how = f" (gcsfuse --implicit-dirs {bucket} /mnt/{bucket})" if scheme in ("gs", "gcs") else ""
+    return (
+        f"a URL is not a path: mount what {scheme}:// names{how} and give the path there, such as "
+        f"/mnt/{rest or bucket}"
+    )
+
+
+def _paths(config, *names: str):
+    """Expands fields that hold a path or several, and refuses URLs."""
+
+    def local(name, given):
+        try:
+            return local_path(given)
+        except ConfigError as error:
+            raise ConfigError(f"{name}={given!r}: {error}") from None
+
+    for name in names:
+        value = getattr(config, name)
+        several = isinstance(value, tuple)
+        paths = tuple(local(name, each) for each in value) if several else local(name, value)
+        object.__setattr__(config, name, paths)
 
 
 def _one_of(config, name: str, allowed: Iterable[Any]):

@@ -1,12 +1,13 @@
 """Files that can be trusted: atomic writes, and a digest per array that loading verifies."""
 
+import contextlib
 import functools
 import hashlib
 import math
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -55,23 +56,27 @@ def _target(path: str | os.PathLike) -> pathlib.Path:
 
 
 def _replace(path: pathlib.Path, data: bytes):
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Name a new file that takes the place of `path` when the block ends, and goes if it fails.
+
+    No other thread or process gets the same name. Whoever creates the file leaves its mode to the
+    kernel, which applies the umask; a program cannot ask for its umask without setting it, for all
+    of its threads.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are for their owner alone
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: pathlib.Path, value: Any):
@@ -94,8 +99,9 @@ def prepare_folder(path: pathlib.Path):
     path = pathlib.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _replace(path / ".writable", b"a byte, for which a full disk has no room")
-        (path / ".writable").unlink()
+        probe = path / f".writable-{secrets.token_hex(8)}"  # others may look at the same time
+        _replace(probe, b"a byte, for which a full disk has no room")
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"cannot write to {path}: {error.strerror}; name another folder"

@@ -38,7 +38,7 @@ LEAVES = {
     "parts": set(),
     "sampling": {"config", "types"},
     "tokenizer": {"config"},
-    "tasks": {"config", "tokenizer"},
+    "tasks": {"config", "storage", "tokenizer"},
 }
 DOORS = {
     "orbax": {"sleepnet.training.checkpoint"},
@@ -158,6 +158,16 @@ def test_all_that_is_written_as_json_is_json(name):
         writes = ast.unparse(node.func) in ("json.dump", "json.dumps")
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         assert not writes or given.get("allow_nan") == "False", f"{name}, line {node.lineno}"
+
+
+def test_nothing_sets_the_umask():
+    """It is that of all threads: a file that another creates meanwhile is open to everybody."""
+    setting = {
+        name for name, tree in TREES.items() for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr == "umask")
+        or (isinstance(node, ast.alias) and node.name == "umask")
+    }  # fmt: skip
+    assert not setting
 
 
 # JAX_PLATFORMS names no platform: the first question for a device would fail.

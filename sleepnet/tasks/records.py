@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from sleepnet.config import ConfigError
+from sleepnet.storage import replacing
 
 SUFFIX = ".array_record"
 _FORMAT = "sleepnet tokens 1"
@@ -48,8 +49,15 @@ def write_tokens(
     # Only here: reading goes through grain.
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    partial = path.with_name(f".{path.name}.partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
+    with replacing(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        try:
+            return _write(writer, documents, tokenizer, np.dtype(dtype))
+        finally:
+            writer.close()
+
+
+def _write(writer, documents, tokenizer: str, dtype: np.dtype) -> Index:
     digest, lengths, text_bytes = hashlib.sha256(), [], 0
     waiting = np.zeros(0, dtype)
     for ids, size in documents:
@@ -69,7 +77,7 @@ def write_tokens(
     index = Index(
         format=_FORMAT,
         tokenizer=tokenizer,
-        dtype=np.dtype(dtype).str,
+        dtype=dtype.str,
         documents=len(lengths),
         tokens=int(lengths_D.sum()),
         text_bytes=text_bytes,
@@ -77,8 +85,6 @@ def write_tokens(
     )
     head = json.dumps(dataclasses.asdict(index), allow_nan=False)
     writer.write(head.encode() + b"\n" + lengths_D.tobytes())
-    writer.close()
-    partial.replace(path)
     return index
 
 

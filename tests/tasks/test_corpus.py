@@ -78,6 +78,26 @@ def test_tokens_of_many_blocks_are_found_wherever_they_lie(tmp_path, monkeypatch
             np.testing.assert_array_equal(file.read(start, stop), stream[start:stop])
 
 
+def test_one_file_of_tokens_may_be_written_twice_at_once(tmp_path):
+    """The one that ends last is there, whole; one that fails leaves nothing."""
+    path = tmp_path / "x.array_record"
+
+    def write(documents):
+        records.write_tokens(path, documents, tokenizer="t", dtype=np.dtype(np.uint8))
+
+    def disturbed(then):
+        yield np.full(9000, 1, np.uint8), 0
+        write([(np.full(20_000, 2, np.uint8), 0)])
+        yield np.full(9000, then, np.uint8), 0
+
+    write(disturbed(3))
+    read = records.TokenFile(path).read(0, 18_000)
+    np.testing.assert_array_equal(read, np.repeat([1, 3], 9000))
+    with pytest.raises(ZeroDivisionError):
+        write((np.zeros(9000 // size, np.uint8), 0) for size in (1, 0))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_tokenizer_from_a_file_writes_the_text_whole(text, tmp_path):
     """Nothing is cut off, whatever the file asks for; the end of a document is a new token."""
     path = corpora.write_tokenizer(tmp_path / "tokenizer.json")
