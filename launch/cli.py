@@ -24,6 +24,7 @@ from sleepnet.storage import StorageError
 
 flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
 USER_ERRORS = (ConfigError, StorageError)
+USER_ERROR = 2  # their exit code
 
 
 def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
@@ -42,7 +43,7 @@ def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
 def complain(error: Exception) -> int:
     """Says what is wrong in a line; the exit code."""
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return USER_ERROR
 
 
 def define_config():

@@ -17,12 +17,15 @@ from absl import flags
 
 from launch import chips, cli, distributed
 from launch.checks import OK, SKIPPED, WRONG, Finding
-from launch.checks.examination import PATIENCE, Launch, examine
+from launch.checks.examination import PATIENCE, SECONDS, Launch, examine
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Judge for these TPUs, such as v5e:4x4.")
 _JSON = flags.DEFINE_bool("json", False, "A line of JSON for each finding.")
+_SECONDS = flags.DEFINE_float(
+    "seconds", SECONDS, "For all that is looked at; a slow machine needs more.", lower_bound=1.0
+)
 flags.adopt_module_key_flags(distributed)
 
 LABELS = {OK: "ok", WRONG: "WRONG", SKIPPED: "-"}
@@ -38,6 +41,7 @@ def main(_):
         detect=distributed.DISTRIBUTED.value,
         topology=_TOPOLOGY.value,
         wait=distributed.wait(PATIENCE),
+        seconds=_SECONDS.value,
     )
     bad = []
     for finding in examine(launch):
