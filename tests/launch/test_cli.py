@@ -4,10 +4,10 @@ named in one line."""
 import ast
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
+import waiting
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAMS = [path for path in sorted((ROOT / "launch").glob("*.py"))
@@ -15,10 +15,7 @@ PROGRAMS = [path for path in sorted((ROOT / "launch").glob("*.py"))
 
 
 def run(program, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"launch.{program}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    return waiting.run(sys.executable, "-m", f"launch.{program}", *arguments)
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)

@@ -1,20 +1,20 @@
 """A person's way from a trained run to text: prompts, a live line, minds that go on."""
 
-import contextlib
 import fcntl
 import os
 import pathlib
 import pty
 import re
+import shlex
 import signal
 import struct
-import subprocess
 import sys
 import termios
 
 import corpora
 import jax
 import pytest
+import waiting
 
 from launch.live_line import LiveLine
 from sleepnet import Sampling, Session, UntilStill
@@ -23,7 +23,6 @@ from sleepnet.training import newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.workdir import claim_workdir, load_config, load_params
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 PROMPT = "dreams and café"  # a window of 16 bytes
 LINE = re.compile(
     r"(\d+) tokens  (\d+) in its life  (\d+) sleeps  [\d.]+ ms per token  ([\d,]+) bytes of state"
@@ -36,11 +35,8 @@ def command(workdir, *arguments):
 
 def run(workdir, *arguments, prompt=PROMPT):
     """Its exit code, standard output and standard error."""
-    done = subprocess.run(
-        command(workdir, *arguments), cwd=ROOT, input=prompt.encode(), capture_output=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    done = waiting.run(*command(workdir, *arguments), input=prompt)
+    return done.returncode, done.stdout, done.stderr
 
 
 def workdir_of(folder, task, vocab_size) -> pathlib.Path:
@@ -144,61 +140,51 @@ def test_what_is_wrong_is_told_in_a_line(of_text, of_numbers, tmp_path):
 
 def test_what_cannot_be_written_is_told_and_the_mind_is_kept(of_numbers, tmp_path):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command(of_numbers, "--prompt=3 1 4", f"--save={tmp_path / 'mind'}"),
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False,
-        )  # fmt: skip
+        flags = ("--prompt=3 1 4", f"--save={tmp_path / 'mind'}")
+        done = waiting.run(*command(of_numbers, *flags), stdout=full)
     assert done.returncode == 2
-    assert b"error: cannot write to standard output: No space left" in done.stderr
+    assert "error: cannot write to standard output: No space left" in done.stderr
     assert Session.load(tmp_path / "mind", load_params(of_numbers)[0]).position >= 3
 
 
 @pytest.mark.slow
 def test_streams_that_are_closed_are_no_failure_of_the_program(of_numbers):
-    written = " ".join(command(of_numbers, "'--prompt=3 1 4'", "--max_tokens=3"))
+    written = shlex.join(command(of_numbers, "--prompt=3 1 4", "--max_tokens=3"))
     for closed, code in (("2>&-", 0), (">&-", 128 + signal.SIGPIPE), ("<&-", 0)):
-        done = subprocess.run(
-            f"exec {written} {closed}", shell=True, cwd=ROOT, capture_output=True, check=False
-        )
-        assert done.returncode == code and b"Traceback" not in done.stderr, (closed, done)
+        done = waiting.run("sh", "-c", f"exec {written} {closed}")
+        assert done.returncode == code and "Traceback" not in done.stderr, (closed, done)
 
 
-def terminal(rows: int, columns: int) -> tuple[int, int]:
-    """Our end and theirs."""
+def terminal(rows: int, columns: int) -> tuple[waiting.Reader, int]:
+    """What is shown on it, and the end that programs write to."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    return ours, theirs
+    return waiting.Reader(ours), theirs
 
 
 def test_the_live_line_has_the_size_of_its_own_terminal(capfd):
     """Whatever standard output is."""
-    ours, theirs = terminal(rows=50, columns=132)
+    screen, theirs = terminal(rows=50, columns=132)
     with open(theirs, "w") as stream:
         line = LiveLine(stream)
         line.show("x" * 200)
-        shown = os.read(ours, 4096)
-    assert b"\x1b[1;49r" in shown and b"\x1b[50;1H" + b"x" * 132 + b"\x1b[K" in shown
+    shown = screen.to_the_end()
+    assert "\x1b[1;49r" in shown and "\x1b[50;1H" + "x" * 132 + "\x1b[K" in shown
     LiveLine(sys.stdout).close("done")
     assert capfd.readouterr().out == "done\n"
 
 
 def test_a_reader_that_leaves_ends_it(of_numbers, tmp_path):
     """As `| head` does: the mind is saved, the terminal given back, without a complaint."""
-    ours, theirs = terminal(rows=20, columns=100)
+    screen, theirs = terminal(rows=20, columns=100)
     path = tmp_path / "mind"
     flags = ("--prompt=3 1 4", "--max_tokens=100000000", "--temperature=5", f"--save={path}")
-    process = subprocess.Popen(
-        command(of_numbers, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs
-    )
+    written = f"{shlex.join(command(of_numbers, *flags))} | head -c 1; exit ${{PIPESTATUS[0]}}"
+    program = waiting.Program("bash", "-c", written, stderr=theirs)
     os.close(theirs)
-    assert process.stdout.read(1)
-    process.stdout.close()
-    shown = b""
-    with contextlib.suppress(OSError):  # the terminal's end
-        while piece := os.read(ours, 4096):
-            shown += piece
-    assert process.wait(60) == 128 + signal.SIGPIPE
-    rest = shown[shown.rindex(b"\x1b[r") + len(b"\x1b[r\x1b8") :].decode()
+    assert program.end().returncode == 128 + signal.SIGPIPE
+    shown = screen.to_the_end()
+    rest = shown[shown.rindex("\x1b[r") + len("\x1b[r\x1b8") :]
     assert LINE.fullmatch(rest.strip()), rest
     assert Session.load(path, load_params(of_numbers)[0]).position > 3
 
@@ -206,24 +192,18 @@ def test_a_reader_that_leaves_ends_it(of_numbers, tmp_path):
 @pytest.mark.slow
 def test_a_terminal_has_a_live_line_and_is_given_back(of_numbers, tmp_path):
     """The line keeps the last row, below the text; Ctrl-C ends the stream and saves."""
-    ours, theirs = terminal(rows=20, columns=100)
+    screen, theirs = terminal(rows=20, columns=100)
     path = tmp_path / "mind"
     flags = ("--prompt=3 1 4", "--max_tokens=100000000", "--temperature=5", f"--save={path}")
-    process = subprocess.Popen(
-        command(of_numbers, *flags), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+    program = waiting.Program(
+        *command(of_numbers, *flags), stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
-    shown = b""
-    while shown.count(b"ms per token") < 3:
-        shown += os.read(ours, 4096)
-    process.send_signal(signal.SIGINT)
-    while process.poll() is None or b"\x1b[r" not in shown:
-        try:
-            shown += os.read(ours, 4096)
-        except OSError:
-            break
-    assert process.wait(60) == 128 + signal.SIGINT
-    assert shown.count(b"\x1b[1;19r") == 1 and b"\x1b[20;1H" in shown
-    assert shown.rindex(b"\x1b[r") > shown.rindex(b"\x1b[1;19r")
-    assert LINE.search(shown[shown.rindex(b"\x1b[r") :].decode(errors="replace"))
+    screen.until("(ms per token.*){3}")
+    program.send(signal.SIGINT)
+    assert program.end().returncode == 128 + signal.SIGINT
+    shown = screen.to_the_end()
+    assert shown.count("\x1b[1;19r") == 1 and "\x1b[20;1H" in shown
+    assert shown.rindex("\x1b[r") > shown.rindex("\x1b[1;19r")
+    assert LINE.search(shown[shown.rindex("\x1b[r") :])
     assert Session.load(path, load_params(of_numbers)[0]).position > 5

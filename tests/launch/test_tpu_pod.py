@@ -12,9 +12,9 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 
 from launch.chips import RUNTIMES, parse_accelerator, parse_topology
 from launch.cloud import gcloud
@@ -22,8 +22,6 @@ from launch.cloud.commands import Pod
 from launch.cloud.gcloud import PodError
 from launch.cloud.life import Life, cause, plan
 from sleepnet.config import ConfigError
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
 GCLOUD = """
 import json, os, pathlib, subprocess, sys
@@ -358,7 +356,7 @@ def program(*arguments):
 
 def environment(cloud=None):
     path = os.environ["PATH"] if cloud is None else f"{cloud.folder}{os.pathsep}/usr/bin:/bin"
-    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    return os.environ | {"PATH": path, "PYTHONPATH": str(waiting.ROOT)}
 
 
 @pytest.mark.slow
@@ -366,10 +364,8 @@ def test_a_dry_run_asks_for_nothing_and_tells_commands_and_cost(cloud):
     """And that a mesh does not fit the chips: exit code 1."""
     dry = ["--accelerator=v5litepod-16", "--bucket=b", "--hours=2", "--dry_run"]
     for batch, code in ((64, 0), (60, 1)):
-        done = subprocess.run(
-            program(*dry, *COMMAND, f"--config.training.batch_size={batch}", "--workdir=/mnt/b/d"),
-            cwd=ROOT, env=environment(cloud), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        run = (*dry, *COMMAND, f"--config.training.batch_size={batch}", "--workdir=/mnt/b/d")
+        done = waiting.run(*program(*run), env=environment(cloud))
         assert done.returncode == code, done.stdout + done.stderr
         assert "16 chips in 4 machine(s), 32 chip-hours" in done.stdout
         assert "queued-resources delete depo --force" in done.stdout
@@ -390,10 +386,7 @@ def test_a_dry_run_asks_for_nothing_and_tells_commands_and_cost(cloud):
     ids=["no bucket", "outside", "type", "nothing"],
 )
 def test_a_bad_command_is_answered_before_anything_is_asked_for(cloud, arguments, expected):
-    done = subprocess.run(
-        program(*arguments), cwd=ROOT, env=environment(cloud), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = waiting.run(*program(*arguments), env=environment(cloud))
     assert done.returncode == 2 and expected in done.stderr
     assert not cloud.calls()
 
@@ -402,18 +395,13 @@ def test_a_bad_command_is_answered_before_anything_is_asked_for(cloud, arguments
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_says_what_still_runs_and_how_to_delete_it(cloud, number):
     cloud.plays(script={DESCRIBE: [{"out": "WAITING_FOR_RESOURCES"}]})
-    process = subprocess.Popen(
-        program("--accelerator=v5litepod-1", "--nodoctor", *COMMAND),
-        cwd=ROOT, env=environment(cloud), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for _ in range(600):
-        if cloud.calls():
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
-    assert "stopped: depo may still run, and cost" in output
-    assert "gcloud compute tpus queued-resources delete depo --force --quiet --zone=z" in output
-    assert "Traceback" not in errors
+    command = program("--accelerator=v5litepod-1", "--nodoctor", *COMMAND)
+    run = waiting.Program(*command, env=environment(cloud))
+    run.output.until("depo: WAITING_FOR_RESOURCES")
+    run.send(number)
+    done = run.end()
+    assert done.returncode == 130, done.stderr
+    assert "stopped: depo may still run, and cost" in done.stdout
+    delete = "gcloud compute tpus queued-resources delete depo --force --quiet --zone=z"
+    assert delete in done.stdout
+    assert "Traceback" not in done.stderr

@@ -7,11 +7,11 @@ import resource
 import shutil
 import subprocess
 import threading
-import time
 
 import jax
 import numpy as np
 import pytest
+import waiting
 from checkpointing import assert_same, damages, make_state, spoil
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -52,7 +52,7 @@ def test_save_returns_before_the_files_are_written(tmp_path, monkeypatch):
     go = threading.Event()
     checkpoints = Checkpoints(tmp_path)
     finish = checkpoints._finish
-    monkeypatch.setattr(checkpoints, "_finish", lambda *a: go.wait() and finish(*a))
+    monkeypatch.setattr(checkpoints, "_finish", lambda *a: go.wait(waiting.PATIENCE) and finish(*a))
     checkpoints.save(make_state(1))
     checkpoints.check()
     go.set()
@@ -62,9 +62,13 @@ def test_save_returns_before_the_files_are_written(tmp_path, monkeypatch):
 
 def test_a_step_is_saved_once(saved):
     checkpoints = Checkpoints(saved[0])
-    before = checkpoints.path(4).stat()
+    before = files(checkpoints.path(4))
     checkpoints.save(make_state(4, seed=9), wait=True)
-    assert checkpoints.path(4).stat() == before
+    assert files(checkpoints.path(4)) == before
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("spec", [("x",), (None,)], ids=["split over 8", "copied to 8"])
@@ -146,15 +150,13 @@ def small_disk(path):
 
 
 def test_a_full_disk_is_told_and_costs_no_checkpoint(tmp_path):
-    """Within seconds, with the folder and the reason; and the next save that fits is whole."""
+    """With the folder and the reason; and the next save that fits is whole."""
     with small_disk(tmp_path / "disk") as reason:
         checkpoints = Checkpoints(tmp_path / "disk")
         checkpoints.save(make_state(1), wait=True)
-        begun = time.monotonic()
         checkpoints.save(make_state(2, rows=1 << 16))
         with pytest.raises(SaveError, match=rf"checkpoints/2 could not be saved: .*{reason}"):
-            while time.monotonic() < begun + 30:
-                checkpoints.check()
+            waiting.until(checkpoints.check, "the failure of a save")
         checkpoints.check()  # told once
         assert checkpoints.steps() == [1]
         checkpoints.save(make_state(3), wait=True)
