@@ -6,8 +6,9 @@
         --coordinator_address=HOST:PORT --num_processes=2 --process_id=K
 
 The last on every machine at once, as launch.train, before it; where JAX finds the cluster by itself
-(Cloud TPU, Slurm, GKE), --distributed in place of those three. Exit codes: 0 all is well,
-1 something is wrong, 2 the command itself is.
+(Cloud TPU, Slurm, GKE), --distributed in place of those three. A machine that is slow or busy needs
+more than a minute: --seconds=300. Exit codes: 0 all is well, 1 something is wrong, 2 the command
+itself is.
 """
 
 import dataclasses

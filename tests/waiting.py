@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 PATIENCE = 600.0  # seconds
+TOO_LONG = 2 * PATIENCE  # seconds, of what no test may wait for
 _started: list["Program"] = []
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import socket
-import subprocess
 import sys
 import threading
 
@@ -210,15 +209,13 @@ def test_a_jax_that_does_not_tell_is_left_to_join_by_itself(slurm, monkeypatch):
 def mounted(path, options):
     """A small file system; needs root, and a machine that lets it mount."""
     path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, check=False
-    )
+    done = waiting.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", path)
     if done.returncode:
-        pytest.skip(f"cannot mount here: {done.stderr.decode().strip()}")
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
     try:
         yield path
     finally:
-        subprocess.run(["umount", path], check=True)
+        assert waiting.run("umount", path).returncode == 0
 
 
 def test_a_good_workdir_is_left_as_it_was(tmp_path):
@@ -345,10 +342,10 @@ def begin(seconds):
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("begin(0.3); time.sleep(10**6)", "asking: no answer in time"),
-        ("begin(10**6); print('F1124 x.h:80] DEADLINE', file=sys.stderr); os.abort()",
+        (f"begin(0.3); time.sleep({waiting.TOO_LONG})", "asking: no answer in time"),
+        (f"begin({waiting.TOO_LONG}); print('F1124 x.h:80] DEADLINE', file=sys.stderr); os.abort()",
          "asking: ended with code -6: DEADLINE"),
-        ("begin(10**6); raise ValueError('no TPU')",
+        (f"begin({waiting.TOO_LONG}); raise ValueError('no TPU')",
          "asking: ended with code 1: ValueError: no TPU"),
     ],
     ids=["hangs", "aborts", "raises"],

@@ -35,7 +35,10 @@ def test_every_process_is_told_who_it_is_and_which_devices_it_has():
 
 
 def test_the_first_that_fails_ends_the_others_and_names_the_code():
-    fail = "import sys, time; sys.exit(7) if '--process_id=1' in sys.argv else time.sleep(10**6)"
+    fail = (
+        "import sys, time\n"
+        f"sys.exit(7) if '--process_id=1' in sys.argv else time.sleep({waiting.TOO_LONG})"
+    )
     done = run(PYTHON, "-c", fail, grace=0.5)
     assert done.returncode == 7
     assert "a process ended with 7" in done.stdout
@@ -58,7 +61,7 @@ def test_a_signal_goes_to_all(number):
     wait = (
         "import signal, sys, time\n"
         f"signal.signal({int(number)}, lambda *_: sys.exit(128 + {int(number)}))\n"
-        "print('ready', flush=True)\ntime.sleep(10**6)"
+        f"print('ready', flush=True)\ntime.sleep({waiting.TOO_LONG})"
     )
     program = waiting.Program(*command(PYTHON, "-c", wait))
     program.output.until("(] ready\n.*){2}")

@@ -124,12 +124,12 @@ def save(number, _):
 if behaviour == "waits" and starts == 1:
     signal.signal(signal.SIGTERM, save)
     (workdir / "waiting").touch()
-    time.sleep(10**6)
+    time.sleep(TOO_LONG)
 (workdir / "config.json").write_text(config)
 (workdir / "checkpoints" / "4").mkdir(parents=True)
 (workdir / "metrics.jsonl").write_text(json.dumps({"step": 4, "loss": 0.5, "accuracy": 0.75}))
 (workdir / "timing.jsonl").write_text(json.dumps({"step": 4, "seconds": 65.0}))
-"""
+""".replace("TOO_LONG", str(waiting.TOO_LONG))
 
 
 def work(folder, made, behaviour=None, **options):

@@ -10,7 +10,6 @@ import os
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -91,7 +90,7 @@ def cloud(tmp_path, monkeypatch):
     pathlib.Path("train.sh").write_text("echo trained in $PWD; exit ${CODE:-0}\n")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *arguments], check=True)
+        assert waiting.run(*git, *arguments, cwd=tmp_path / "clone").returncode == 0
     monkeypatch.setenv("PATH", f"{tmp_path / 'cloud'}{os.pathsep}{os.environ['PATH']}")
     return Cloud(tmp_path / "cloud")
 

@@ -5,7 +5,6 @@ import os
 import pathlib
 import resource
 import shutil
-import subprocess
 import threading
 
 import jax
@@ -131,15 +130,12 @@ def test_all_stay_where_no_number_is_given(tmp_path):
 def small_disk(path):
     """A folder that holds less than a megabyte: a disk of its own, or files that cannot grow."""
     path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)],
-        capture_output=True, check=False,
-    )  # fmt: skip
+    mounted = waiting.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path)
     if mounted.returncode == 0:
         try:
             yield "No space left on device"
         finally:
-            subprocess.run(["umount", "--lazy", str(path)], check=True)
+            assert waiting.run("umount", "--lazy", path).returncode == 0
         return
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))
@@ -194,7 +190,7 @@ def read_only(path):
         try:
             yield
         finally:
-            subprocess.run(["umount", "--lazy", str(path)], check=True)
+            assert waiting.run("umount", "--lazy", path).returncode == 0
         return
     path.chmod(0o500)
     try:
@@ -206,8 +202,7 @@ def read_only(path):
 
 
 def bind(path, options):
-    command = ["mount", "-o", options, str(path), str(path)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return waiting.run("mount", "-o", options, path, path).returncode == 0
 
 
 def test_a_folder_without_permission_is_told_and_costs_no_checkpoint(copied):
