@@ -32,6 +32,7 @@ from sleepnet.storage import StorageError
 
 flags.disclaim_key_flags()  # flags defined here belong to the program, whose --help shows them
 USER_ERRORS = (ConfigError, StorageError)
+USER_ERROR = 2  # their exit code
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the exit code of what may go well at another time
 
 
@@ -63,7 +64,7 @@ def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
         sys.exit(code)
 
 
-def complain(error: object, code: int = 2) -> int:
+def complain(error: object, code: int = USER_ERROR) -> int:
     """Says what is wrong in a line; the exit code."""
     notify(sys.stderr, f"error: {error}")
     return code

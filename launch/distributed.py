@@ -32,7 +32,8 @@ _WAIT = flags.DEFINE_integer(
     "wait", None, "Seconds to wait for other processes; by default 50, the doctor 15.", 1, 3600
 )
 PATIENCE = 50  # of a run, whose processes may still be importing
-PARTING_SECONDS = 10.0
+PARTING_SECONDS = 10.0  # to wait for others that may know of no error
+TOGETHER_SECONDS = 300.0  # for others that end, too, and may be slow; JAX gives up then
 # Begins what XLA raises, of several types, where a collective fails; too little memory is no such.
 STATUS = r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: "
 
@@ -149,7 +150,7 @@ def parting():
         # Others who do not part, because they know of no error, are not waited for.
         shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         shutdown.start()
-        shutdown.join(PARTING_SECONDS)
+        shutdown.join(PARTING_SECONDS if code == cli.USER_ERROR else TOGETHER_SECONDS)
         _end(code)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import waiting
 
 import sleepnet
 from sleepnet import engine as engine_module
@@ -572,7 +573,7 @@ def test_a_mind_whose_tokens_are_not_its_windows_is_refused(engine):
             )
 
 
-def test_an_engine_holds_the_parameters_that_a_session_holds():
+def test_an_engine_holds_the_parameters_that_a_session_holds(no_garbage):
     """No further copy of them, beside a mind in its one slot."""
     params = sleepnet.init_params(CONFIG, jax.random.key(7))
     session = sleepnet.Session(params, config=CONFIG)
@@ -740,14 +741,14 @@ def test_two_threads_do_not_step_at_once(engine, monkeypatch):
 
     def admit():
         entered.set()
-        leave.wait(30)
+        assert leave.wait(waiting.PATIENCE)
 
     monkeypatch.setattr(engine, "_admit", admit)
-    thread = threading.Thread(target=engine.step)
+    thread = threading.Thread(target=engine.step, daemon=True)
     thread.start()
-    assert entered.wait(30)
+    assert entered.wait(waiting.PATIENCE)
     with pytest.raises(RuntimeError, match="another thread is in a step"):
         engine.step()
     leave.set()
-    thread.join()
+    waiting.join(thread)
     engine.step()

@@ -2,10 +2,10 @@
 
 import pathlib
 import re
-import subprocess
 import tomllib
 
 import pytest
+import waiting
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -16,10 +16,9 @@ SUPPORTED = sorted(PINNED)
 
 def make(target, python):
     """What would be run; `python` may be a version, of which there is then a Python."""
-    return subprocess.run(
-        ["make", "--dry-run", target, f"PYTHON={python}", "VENV=none/venv", "TPU=none/tpu",
-         "PEERS=none/peers"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+    return waiting.run(
+        "make", "--dry-run", target, f"PYTHON={python}", "VENV=none/venv", "TPU=none/tpu",
+        "PEERS=none/peers",
     )  # fmt: skip
 
 

@@ -3,10 +3,10 @@
 import ast
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
+import waiting
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A module may import those of lower rank, and those of its own package. A name stands for a
@@ -183,11 +183,31 @@ assert not [module for module in defined if module.startswith("sleepnet")], defi
 
 def test_importing_asks_for_no_device_and_defines_no_flag():
     """Importing every module works before jax.distributed, in Colab and beside other flags."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, *sorted(LIBRARY)],
-        env=os.environ | {"JAX_PLATFORMS": "no_such_platform", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = waiting.run(
+        sys.executable, "-c", IMPORT_ALL, *sorted(LIBRARY),
+        env=os.environ | {"JAX_PLATFORMS": "no_such_platform"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+# What waits for a time, or for ever. `tests/waiting.py` waits for events, with a deadline.
+IMPATIENT = {
+    "time.sleep", "time.time", "time.monotonic", "time.perf_counter", "os.read", "select.select",
+    "subprocess.run", "subprocess.Popen", "subprocess.check_output", "thread.join",
+}  # fmt: skip
+PROGRAMS = {"waiting.py", "kill_and_resume.py", "soak_engine.py"}
+
+
+def calls(path):
+    """Names of what is called, with their line; a `join` without arguments is a thread's."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            bare = node.func.attr == "join" and not node.args
+            name = "thread.join" if bare else ast.unparse(node.func)
+            yield name, f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_tests_wait_for_events_and_not_for_a_time():
+    """So that none fails on a machine that is busy, and none hangs."""
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if path.name not in PROGRAMS]
+    assert not [call for path in paths for call in calls(path) if call[0] in IMPATIENT]

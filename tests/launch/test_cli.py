@@ -8,12 +8,12 @@ import pathlib
 import pwd
 import re
 import signal
-import subprocess
 import sys
 import warnings
 from typing import Any
 
 import pytest
+import waiting
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,10 +32,7 @@ PROGRAMS = [
 
 
 def run(program, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"launch.{program}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    return waiting.run(sys.executable, "-m", f"launch.{program}", *arguments)
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
@@ -91,10 +88,9 @@ cli.run(main)
 
 def test_no_character_and_no_reader_that_leaves_ends_a_program_in_a_traceback():
     """What the encoding lacks is escaped; and `| head -1` ends it without a word."""
-    done = subprocess.run(
-        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, MANY_LINES],
-        cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
-        timeout=120, check=False,
+    done = waiting.run(
+        "bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, MANY_LINES,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.stdout == "4 \\xd7 4 \\u2192 \\xb1\\xe9\\u2013\n" and not done.stderr
     assert done.returncode == 128 + signal.SIGPIPE
@@ -285,10 +281,7 @@ def test_every_program_expands_or_refuses_every_path(path, flag):
     """~user is one that is not there, so that what is expanded is refused, too."""
     module = f"{path.parent.name}.{path.stem}"
     for given, reason in (("gs://b/x", "a URL is not a path"), ("~nobody-/x", "there is no user")):
-        done = subprocess.run(
-            [sys.executable, "-m", module, f"--{flag}={given}"],
-            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = waiting.run(sys.executable, "-m", module, f"--{flag}={given}")
         assert done.returncode == 2 and not done.stdout
         prefix = "" if flag == "config" else "flag "
         assert done.stderr.startswith(f"error: {prefix}--{flag}={given}: {reason}"), done.stderr

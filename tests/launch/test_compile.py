@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import json
-import pathlib
-import subprocess
 import sys
 
 import jax
 import pytest
+import waiting
 
 from launch.ahead import pods, report, rows, topologies
 from launch.ahead.topologies import Topology
@@ -24,7 +23,6 @@ from sleepnet.config import (
 )
 from sleepnet.training.step import init_train_state
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 TASK = Rule110Config(cells=62, window=64, strings=1, questions=1)
 CONFIG = ExperimentConfig(
     model=ModelConfig(
@@ -164,8 +162,7 @@ def test_a_row_is_compiled_again_once_its_experiment_has_changed(tmp_path):
 
 
 def compile_(*arguments):
-    command = [sys.executable, "-m", "launch.compile", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return waiting.run(sys.executable, "-m", "launch.compile", *arguments)
 
 
 def test_the_command_prints_a_table_and_writes_it(tmp_path):

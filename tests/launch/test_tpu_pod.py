@@ -10,11 +10,10 @@ import os
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 
 from launch import busy, cli
 from launch.chips import RUNTIMES, parse_accelerator, parse_topology
@@ -23,8 +22,6 @@ from launch.cloud.commands import Pod
 from launch.cloud.gcloud import PodError
 from launch.cloud.life import Life, cause, plan
 from sleepnet.config import ConfigError
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
 GCLOUD = """
 import json, os, pathlib, subprocess, sys
@@ -94,7 +91,7 @@ def cloud(tmp_path, monkeypatch):
     pathlib.Path("train.sh").write_text("echo trained in $PWD; exit ${CODE:-0}\n")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *arguments], check=True)
+        assert waiting.run(*git, *arguments, cwd=tmp_path / "clone").returncode == 0
     monkeypatch.setenv("PATH", f"{tmp_path / 'cloud'}{os.pathsep}{os.environ['PATH']}")
     return Cloud(tmp_path / "cloud")
 
@@ -541,7 +538,7 @@ def chip(tmp_path, monkeypatch):
     def hold(folder):
         (home / folder).mkdir(exist_ok=True)
         with chip.open() as file:
-            children.append(subprocess.Popen(["sleep", "600"], cwd=home / folder, stdin=file))
+            children.append(waiting.Program("sleep", 600, cwd=home / folder, stdin=file).process)
         return children[-1]
 
     yield home, hold
@@ -551,10 +548,7 @@ def chip(tmp_path, monkeypatch):
 
 
 def there(home, script):
-    done = subprocess.run(
-        ["sh", "-c", script], env=os.environ | {"HOME": str(home)}, cwd=home, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+    done = waiting.run("sh", "-c", script, env=os.environ | {"HOME": str(home)}, cwd=home)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -566,11 +560,11 @@ def test_what_a_command_left_over_is_ended_and_nothing_else(chip):
     (home / "sleepnet" / "runs").rmdir()
     (home / "sleepnet").rmdir()
     (home / "sleepnet").mkdir()
-    idle = subprocess.Popen(["sleep", "600"], cwd=home / "sleepnet")
+    idle = waiting.Program("sleep", 600, cwd=home / "sleepnet").process
     said = there(home, busy.free("sleepnet"))
     assert all(str(child.pid) in said for child in ours[:2]) and said.count("\n") == 1
     for child in ours[:2]:
-        assert child.wait(timeout=60) == -signal.SIGTERM
+        assert child.wait(waiting.PATIENCE) == -signal.SIGTERM
     assert all(child.poll() is None for child in (ours[2], other, idle))
     assert there(home, busy.free("sleepnet")) == ""
     idle.kill()
@@ -616,7 +610,7 @@ def program(*arguments):
 
 def environment(cloud=None):
     path = os.environ["PATH"] if cloud is None else f"{cloud.folder}{os.pathsep}/usr/bin:/bin"
-    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    return os.environ | {"PATH": path, "PYTHONPATH": str(waiting.ROOT)}
 
 
 @pytest.mark.slow
@@ -624,10 +618,8 @@ def test_a_dry_run_asks_for_nothing_and_tells_commands_and_cost(cloud):
     """And that a mesh does not fit the chips: exit code 1."""
     dry = ["--accelerator=v5litepod-16", "--bucket=b", "--hours=2", "--dry_run"]
     for batch, code in ((64, 0), (60, 1)):
-        done = subprocess.run(
-            program(*dry, *COMMAND, f"--config.training.batch_size={batch}", "--workdir=/mnt/b/d"),
-            cwd=ROOT, env=environment(cloud), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        run = (*dry, *COMMAND, f"--config.training.batch_size={batch}", "--workdir=/mnt/b/d")
+        done = waiting.run(*program(*run), env=environment(cloud))
         assert done.returncode == code, done.stdout + done.stderr
         assert "16 chips in 4 machine(s), 32 chip-hours" in done.stdout
         assert "queued-resources delete depo --force" in done.stdout
@@ -648,10 +640,7 @@ def test_a_dry_run_asks_for_nothing_and_tells_commands_and_cost(cloud):
     ids=["no bucket", "outside", "type", "nothing"],
 )
 def test_a_bad_command_is_answered_before_anything_is_asked_for(cloud, arguments, expected):
-    done = subprocess.run(
-        program(*arguments), cwd=ROOT, env=environment(cloud), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = waiting.run(*program(*arguments), env=environment(cloud))
     assert done.returncode == 2 and expected in done.stderr
     assert not cloud.calls()
 
@@ -660,18 +649,13 @@ def test_a_bad_command_is_answered_before_anything_is_asked_for(cloud, arguments
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_says_what_still_runs_and_how_to_delete_it(cloud, number):
     cloud.plays(script={DESCRIBE: [{"out": "WAITING_FOR_RESOURCES"}]})
-    process = subprocess.Popen(
-        program("--accelerator=v5litepod-1", "--nodoctor", *COMMAND),
-        cwd=ROOT, env=environment(cloud), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for _ in range(600):
-        if cloud.calls():
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
-    assert "stopped: depo may still run, and cost" in output
-    assert "gcloud compute tpus queued-resources delete depo --force --quiet --zone=z" in output
-    assert "Traceback" not in errors
+    command = program("--accelerator=v5litepod-1", "--nodoctor", *COMMAND)
+    run = waiting.Program(*command, env=environment(cloud))
+    run.output.until("depo: WAITING_FOR_RESOURCES")
+    run.send(number)
+    done = run.end()
+    assert done.returncode == 130, done.stderr
+    assert "stopped: depo may still run, and cost" in done.stdout
+    delete = "gcloud compute tpus queued-resources delete depo --force --quiet --zone=z"
+    assert delete in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,23 +1,17 @@
 """A person's way from text to a held-out loss, and what is said when the text is not right."""
 
 import json
-import pathlib
-import subprocess
 import sys
 
 import corpora
 import pytest
+import waiting
 
 from experiments import stdlib_corpus
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
-
-def run(program, *arguments, cwd=ROOT):
-    command = [sys.executable, "-m", program, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False
-    )  # fmt: skip
+def run(program, *arguments):
+    return waiting.run(sys.executable, "-m", program, *arguments)
 
 
 @pytest.fixture
