@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module may import those of lower rank, and those of its own package. A name stands for a
 # module or for a whole package.
 RANKS = {
-    "config": 0, "types": 0, "loop": 0, "storage": 0, "parts": 0,
+    "config": 0, "types": 0, "loop": 0, "storage": 0, "parts": 0, "input_files": 0,
     "ops": 1, "sampling": 1, "tokenizer": 1,
     "layers": 2, "flops": 2,
     "model": 3,
@@ -34,9 +34,10 @@ LEAVES = {
     "storage": set(),
     "loop": set(),
     "parts": set(),
+    "input_files": set(),
     "sampling": {"config", "types"},
-    "tokenizer": {"config"},
-    "tasks": {"config", "tokenizer"},
+    "tokenizer": {"config", "input_files"},
+    "tasks": {"config", "input_files", "tokenizer"},
 }
 DOORS = {
     "orbax": {"sleepnet.training.checkpoint"},
