@@ -1,5 +1,6 @@
 """The likelihood of text, of models whose score is known without running them."""
 
+import dataclasses
 import math
 
 import corpora
@@ -43,6 +44,7 @@ def test_equal_logits_cost_the_logarithm_of_the_vocabulary(text, text_params):
     assert overall.loss == pytest.approx(math.log(257))
     assert overall.perplexity == pytest.approx(257)
     assert overall.bits_per_byte == pytest.approx(math.log2(257))  # a byte is a token here
+    assert overall.lost_bytes == 0
     assert overall.loss_high - overall.loss_low < 1e-5
     examples = [tasks.make(text.task).example("test", i) for i in range(overall.examples)]
     for result in by_window:
@@ -77,6 +79,23 @@ def test_the_record_of_a_text_run_is_a_table_of_losses(text, text_params):
     for heading in ("nats per token", "perplexity", "bits per byte", "window 4"):
         assert heading in table
     assert f"{measured['results'][-1]['bits_per_byte']:.4f}" in table
+
+
+@pytest.mark.parametrize(("lost", "said"), [(2000, "2,000 bytes"), (None, "an unknown number of")])
+def test_bits_per_byte_are_not_stated_of_text_that_is_lost(
+    text, text_params, monkeypatch, lost, said
+):
+    """A tokenizer that drops what is hard to predict would seem to be better."""
+    whole = evaluate_text(text_params, text, passes=2)
+    monkeypatch.setattr(tasks.Text, "lost_bytes", lambda *_: lost)
+    for result, one in zip(evaluate_text(text_params, text, passes=2), whole, strict=True):
+        assert (result.bits_per_byte, result.lost_bytes, result.loss) == (None, lost, one.loss)
+    brief = dataclasses.replace(text.evaluation, streaming_examples=0)
+    measured = record.measure(
+        text_params, dataclasses.replace(text, evaluation=brief), step=1, latency=False
+    )
+    table = markdown.record_table(measured)
+    assert f"Bits per byte are not stated: the tokens do not determine {said}" in table
 
 
 def test_neither_measure_takes_the_others_task(text, text_params, config, params):
