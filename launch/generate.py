@@ -23,13 +23,19 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from launch import cli
+from launch import cli, moved_files
 from launch.live_line import LiveLine, tell
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, TextConfig
+from sleepnet.config import (
+    SPECIAL_TOKENS,
+    ConfigError,
+    ExperimentConfig,
+    ModelConfig,
+    TextConfig,
+)
 from sleepnet.session import Session, SessionError
 from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
-from sleepnet.tokenizer import Tokenizer, load_tokenizer
+from sleepnet.tokenizer import Tokenizer, load_tokenizer, task_tokenizer
 from sleepnet.training.workdir import load_config, load_params
 from sleepnet.wake import check_vocabulary
 
@@ -37,6 +43,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", requ
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; the last by default.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What to go on from; may be empty with --load.")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file with what to go on from.")
+_FILES = moved_files.define("tokenizer")
+_SPECIAL_TOKENS = flags.DEFINE_enum(
+    "special_tokens", None, SPECIAL_TOKENS,
+    "How special tokens are read that stand written in the prompt: as the text that they are, or "
+    "as control tokens; the run's task.special_tokens.",
+)  # fmt: skip
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "At most so many.", lower_bound=0)
 _SAMPLING = {
     "temperature": flags.DEFINE_float("temperature", None, "0 takes the likeliest token; 1."),
@@ -69,10 +81,8 @@ def _main() -> int | None:
     if _SAVE.value:
         storage.prepare_file(_SAVE.value)
     workdir = pathlib.Path(_WORKDIR.value)
-    config = load_config(workdir)
-    tokenizer = None
-    if isinstance(config.task, TextConfig):
-        tokenizer = load_tokenizer(config.task.tokenizer, field="task.tokenizer")
+    config = moved_files.apply(load_config(workdir), _FILES)
+    tokenizer = _tokenizer(config.task) if isinstance(config.task, TextConfig) else None
     ids = tokenizer.encode([prompt])[0] if tokenizer else _ids(prompt)
     _check_ids(ids, config.model)
     params, _ = load_params(workdir, _STEP.value)
@@ -131,6 +141,13 @@ def _session(params, config: ExperimentConfig, tokenizer: Tokenizer | None) -> S
     if _LOAD.value:
         return Session.load(_LOAD.value, params, config=model, tokenizer=tokenizer)
     return Session(params, config=model, tokenizer=tokenizer)
+
+
+def _tokenizer(task: TextConfig) -> Tokenizer:
+    known = task_tokenizer(task)
+    if _SPECIAL_TOKENS.value is None:
+        return known
+    return load_tokenizer(task.tokenizer, special_tokens=_SPECIAL_TOKENS.value)
 
 
 def _prompt() -> str:

@@ -73,7 +73,7 @@ class Run:
         for section in FREE_SECTIONS:
             del sections[section]
         for section, field in (*FREE_FIELDS, *_VARIED):
-            del sections[section][field]
+            sections[section].pop(field, None)  # of tasks that have it
         return sections
 
 
