@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from launch import cli
+from launch import cli, moved_files
 from launch.signals import Signals
 from sleepnet.config import ConfigError
 from sleepnet.evaluation import markdown, record
@@ -23,6 +23,7 @@ _EXAMPLES = flags.DEFINE_integer("examples", None, "Held-out examples; by defaul
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to measure; the last by default.")
 _LATENCY = flags.DEFINE_bool("latency", True, "Take times, too.")
 _AGAIN = flags.DEFINE_bool("again", False, "Measure even what evaluation.json already holds.")
+_FILES = moved_files.define("tokenizer", "train_files", "test_files")
 
 
 def main(_):
@@ -46,6 +47,7 @@ def _evaluate(workdir: pathlib.Path, passes: tuple[int, ...] | None) -> dict:
     if found and not _AGAIN.value:
         print(f"{workdir / record.FILE} already holds this; --again measures anew")
         return found
+    config = moved_files.apply(config, _FILES)
     measured = record.measure(
         params, config, step, latency=_LATENCY.value,
         on_notice=lambda notice: print(f"{workdir}: {notice}", flush=True),

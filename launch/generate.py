@@ -28,13 +28,19 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from launch import cli, prompts
+from launch import cli, moved_files, prompts
 from launch.live_line import LiveLine, notify, printable, tell
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, TextConfig
+from sleepnet.config import (
+    SPECIAL_TOKENS,
+    ConfigError,
+    ExperimentConfig,
+    ModelConfig,
+    TextConfig,
+)
 from sleepnet.session import Session, SessionError
 from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
-from sleepnet.tokenizer import Tokenizer, load_tokenizer
+from sleepnet.tokenizer import Tokenizer, load_tokenizer, task_tokenizer
 from sleepnet.training.workdir import load_config, load_params
 from sleepnet.wake import check_vocabulary
 
@@ -45,6 +51,12 @@ _PROMPT_FILE = cli.define_path(
     "prompt_file", None, "A file with what to go on from; - is standard input."
 )
 _STDIN = pathlib.Path("-")
+_FILES = moved_files.define("tokenizer")
+_SPECIAL_TOKENS = flags.DEFINE_enum(
+    "special_tokens", None, SPECIAL_TOKENS,
+    "How special tokens are read that stand written in the prompt: as the text that they are, or "
+    "as control tokens; the run's task.special_tokens.",
+)  # fmt: skip
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "At most so many.", lower_bound=0)
 _SAMPLING = {
     "temperature": flags.DEFINE_float("temperature", None, "0 takes the likeliest token; 1."),
@@ -76,10 +88,8 @@ def _main() -> int | None:
     policy, prompt = _policy(), _prompt()
     if _SAVE.value:
         storage.prepare_file(_SAVE.value)
-    config = load_config(_WORKDIR.value)
-    tokenizer = None
-    if isinstance(config.task, TextConfig):
-        tokenizer = load_tokenizer(config.task.tokenizer, field="task.tokenizer")
+    config = moved_files.apply(load_config(_WORKDIR.value), _FILES)
+    tokenizer = _tokenizer(config.task) if isinstance(config.task, TextConfig) else None
     ids = tokenizer.encode([prompt])[0] if tokenizer else _ids(prompt)
     _check_ids(ids, config.model)
     params, _ = load_params(_WORKDIR.value, _STEP.value)
@@ -137,6 +147,13 @@ def _session(params, config: ExperimentConfig, tokenizer: Tokenizer | None) -> S
     if _LOAD.value:
         return Session.load(_LOAD.value, params, config=model, tokenizer=tokenizer)
     return Session(params, config=model, tokenizer=tokenizer)
+
+
+def _tokenizer(task: TextConfig) -> Tokenizer:
+    known = task_tokenizer(task)
+    if _SPECIAL_TOKENS.value is None:
+        return known
+    return load_tokenizer(task.tokenizer, special_tokens=_SPECIAL_TOKENS.value)
 
 
 def _prompt() -> str:

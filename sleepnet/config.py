@@ -30,6 +30,7 @@ GATHERS = ("block", "step")
 SCHEDULES = ("constant", "cosine")
 ON_BAD_STEP = ("stop", "skip", "rollback")
 ON_SAVE_ERROR = ("stop", "continue")
+SPECIAL_TOKENS = ("text", "control")
 MAX_SEED = 2**63 - 1
 LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # in size, that float32 holds
 MAX_B2 = 0.999999  # 1 - b2, by which a first step divides, is 0 in float32 soon after
@@ -399,28 +400,41 @@ class TextConfig:
     is cut, and each piece begins newborn. Every window is scored, and every window sleeps.
 
     Files are .jsonl, an object a line, or .array_record: of such objects, or of tokens as
-    `launch.tokenize` writes them.
+    `launch.tokenize` writes them. A path that exists is taken as it stands, and any other as a
+    pattern. A file may not be named twice; a copy of it may, and counts its text twice. A file of
+    test text that is trained on is refused, also as a copy or as tokens; documents that stand in
+    different files of both are not looked for.
     """
 
     name: str = "text"
-    train_files: tuple[str, ...] = ()  # paths or globs
+    train_files: tuple[str, ...] = ()  # paths or patterns
     test_files: tuple[str, ...] = ()  # held out
     text_field: str = "text"  # of the objects
     tokenizer: str = "bytes"  # or the path of a JSON file of the tokenizers package
+    # How special tokens are read that stand written in documents and prompts: as "text", like any
+    # other; or as "control", the special tokens themselves.
+    special_tokens: str = "text"
     window: int = 64
     windows: int = 8  # of each example, W
     seed: int = 0  # of the order
-    # What was read, file by file; None: as it is found. A run goes on only with the same.
+    # What was read, as "name: content": the tokenizer, then file by file; None: as it is found. A
+    # run goes on only with the same content, wherever it now lies.
     fingerprints: tuple[str, ...] = FOLLOWS
 
     def __post_init__(self):
         _check_types(self)
         _paths(self, "train_files", "test_files", "tokenizer")
         _one_of(self, "name", ("text",))
+        _one_of(self, "special_tokens", SPECIAL_TOKENS)
         _positive(self, "window", "windows")
         _in_range(self, "seed", 0, MAX_SEED)
         for path in sorted({*self.train_files} & {*self.test_files}):
             raise ConfigError(f"test_files: {path!r} is in train_files too, so it is not held out")
+
+
+def contents(fingerprints: Iterable[str]) -> tuple[str, ...]:
+    """The contents that `TextConfig.fingerprints` tell of, without the names of the files."""
+    return tuple(fingerprint.rpartition(": ")[2] for fingerprint in fingerprints)
 
 
 TASKS = {"depo": DepoConfig, "rule110": Rule110Config, "facts": FactsConfig, "text": TextConfig}

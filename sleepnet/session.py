@@ -93,7 +93,8 @@ class Session:
           params: from `init_params` or a trained run; must not change while sessions use them.
           passes: N of each sleep, or a policy; `config.passes` by default.
           sampling: by default the model's distribution, with seed 0.
-          tokenizer: "bytes", or the path of a JSON file of the `tokenizers` package.
+          tokenizer: "bytes", or the path of a JSON file of the `tokenizers` package; or one from
+            `load_tokenizer`, which also takes how special tokens are read.
 
         Raises:
           ConfigError: passes or a tokenizer that cannot be.

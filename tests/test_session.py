@@ -505,7 +505,7 @@ def byte_fallback() -> Tokenizer:
     vocabulary = {name: number for number, name in enumerate(names)}
     made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="word"))
     made.decoder = decoders.ByteFallback()
-    return tokenizer_module._FromFile(b"", made)
+    return tokenizer_module._FromFile(made.to_str().encode(), made, "control")
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", byte_fallback()], ids=["bytes", "byte fallback"])

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module may import those of lower rank, and those of its own package. A name stands for a
 # module or for a whole package.
 RANKS = {
-    "config": 0, "types": 0, "loop": 0, "strict_json": 0, "parts": 0,
+    "config": 0, "types": 0, "loop": 0, "strict_json": 0, "parts": 0, "input_files": 0,
     "storage": 1,
     "ops": 1, "sampling": 1, "tokenizer": 1,
     "layers": 2, "flops": 2,
@@ -36,9 +36,10 @@ LEAVES = {
     "storage": {"strict_json"},
     "loop": set(),
     "parts": set(),
+    "input_files": set(),
     "sampling": {"config", "types"},
-    "tokenizer": {"config"},
-    "tasks": {"config", "storage", "tokenizer"},
+    "tokenizer": {"config", "input_files"},
+    "tasks": {"config", "input_files", "storage", "tokenizer"},
 }
 DOORS = {
     "orbax": {"sleepnet.training.checkpoint"},

@@ -46,6 +46,7 @@ def test_equal_logits_cost_the_logarithm_of_the_vocabulary(text, text_params):
     assert overall.loss == pytest.approx(math.log(257))
     assert overall.perplexity == pytest.approx(257)
     assert overall.bits_per_byte == pytest.approx(math.log2(257))  # a byte is a token here
+    assert overall.lost_bytes == 0
     assert overall.loss_high - overall.loss_low < 1e-5
     examples = [tasks.make(text.task).example("test", i) for i in range(overall.examples)]
     for result in by_window:
@@ -120,6 +121,23 @@ def test_a_hopeless_model_is_measured_to_the_end(text, monkeypatch, tmp_path, na
     assert 0 <= overall["accuracy"] <= 1 and overall["tokens"] > 0
     assert stored["agreement"]["max_nll"] == pytest.approx(nats, nan_ok=True)
     assert markdown.record_table(stored).count("|") > 20
+
+
+@pytest.mark.parametrize(("lost", "said"), [(2000, "2,000 bytes"), (None, "an unknown number of")])
+def test_bits_per_byte_are_not_stated_of_text_that_is_lost(
+    text, text_params, monkeypatch, lost, said
+):
+    """A tokenizer that drops what is hard to predict would seem to be better."""
+    whole = evaluate_text(text_params, text, passes=2)
+    monkeypatch.setattr(tasks.Text, "lost_bytes", lambda *_: lost)
+    for result, one in zip(evaluate_text(text_params, text, passes=2), whole, strict=True):
+        assert (result.bits_per_byte, result.lost_bytes, result.loss) == (None, lost, one.loss)
+    brief = dataclasses.replace(text.evaluation, streaming_examples=0)
+    measured = record.measure(
+        text_params, dataclasses.replace(text, evaluation=brief), step=1, latency=False
+    )
+    table = markdown.record_table(measured)
+    assert f"Bits per byte are not stated: the tokens do not determine {said}" in table
 
 
 def test_neither_measure_takes_the_others_task(text, text_params, config, params):

@@ -207,7 +207,7 @@ WORDS = {
 WORD_FIELDS = {
     "backend", "compute_dtype", "conv_init", "eviction", "fingerprints", "gather",
     "matmul_precision", "mlp", "name", "on_bad_step", "on_save_error", "param_dtype", "pattern",
-    "remat", "rule", "schedule", "text_field",
+    "remat", "rule", "schedule", "special_tokens", "text_field",
 }  # fmt: skip
 URLS = {
     "gs://bucket/run": "gcsfuse --implicit-dirs bucket /mnt/bucket.* such as /mnt/bucket/run",

@@ -17,8 +17,9 @@ import pytest
 import waiting
 
 from launch.live_line import LiveLine, printable
-from sleepnet import Sampling, Session, UntilStill
+from sleepnet import Sampling, Session, UntilStill, tasks
 from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig
+from sleepnet.tokenizer import load_tokenizer
 from sleepnet.training import newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.workdir import claim_workdir, load_config, load_params
@@ -168,6 +169,29 @@ def test_waiting_for_standard_input_is_told(of_numbers):
     assert program.end().returncode == 128 + signal.SIGINT
     os.close(ours)
     os.close(theirs)
+
+
+@pytest.mark.slow
+def test_a_prompt_is_read_by_the_runs_tokenizer_wherever_it_now_lies(tmp_path):
+    """Special tokens in it are text, or what a flag says; and no other tokenizer is taken."""
+    path = pathlib.Path(corpora.write_tokenizer(tmp_path / "tokenizer.json", special=["<|end|>"]))
+    task = tasks.make(corpora.text_config(tmp_path, tokenizer=str(path)))
+    workdir = workdir_of(tmp_path / "run", task.config, task.vocab_size)
+    moved = path.rename(tmp_path / "moved.json")
+    corpora.write_tokenizer(path.with_name("other.json"))
+    prompt = ["--max_tokens=0", "--prompt= dreams<|end|>"]
+    for arguments, complaint in (
+        ([], "if it has moved, name its new path with --tokenizer"),
+        ([f"--tokenizer={path.with_name('other.json')}"], "and this run was made with sha256"),
+    ):
+        code, _, told = run(workdir, *prompt, *arguments)
+        assert code == 2 and complaint in told and told.count("\n") == 1
+    for how in ("text", "control"):
+        given = [f"--tokenizer={moved}"] + ([f"--special_tokens={how}"] if how != "text" else [])
+        code, _, told = run(workdir, *prompt, *given)
+        assert code == 0, told
+        (ids,) = load_tokenizer(str(moved), special_tokens=how).encode([" dreams<|end|>"])
+        assert int(LINE.fullmatch(told.strip())[1]) == len(ids)
 
 
 @pytest.mark.slow
