@@ -173,17 +173,18 @@ def test_a_prompt_file_has_no_mark_and_no_last_newline(of_text, tmp_path):
 
 def test_waiting_for_standard_input_is_told(of_numbers):
     """And Ctrl-C ends it."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command(of_numbers, "--load=mind"), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert select.select([process.stderr], [], [], 60)[0]
-    told = process.stderr.readline()
+    ) as process:
+        try:
+            assert select.select([process.stderr], [], [], 60)[0]
+            told = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 128 + signal.SIGINT
+        finally:
+            process.kill()
     assert told.startswith(b"waiting for the end of the prompt on standard input")
     assert b"--prompt= goes on without" in told
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 128 + signal.SIGINT
-    process.stdin.close()
-    process.stderr.close()
 
 
 @pytest.mark.slow
@@ -245,7 +246,9 @@ def test_the_live_line_has_the_size_of_its_own_terminal(capfd):
     with open(theirs, "w") as stream:
         line = LiveLine(stream)
         line.show("x" * 200)
-        shown = os.read(ours, 4096)
+        shown = b""
+        while b"\x1b[K" not in shown:  # a terminal hands on what it has so far
+            shown += os.read(ours, 4096)
     assert b"\x1b[1;49r" in shown and b"\x1b[50;1H" + b"x" * 132 + b"\x1b[K" in shown
     LiveLine(sys.stdout).close("done")
     assert capfd.readouterr().out == "done\n"
