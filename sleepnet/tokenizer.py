@@ -1,7 +1,6 @@
 """Text into token ids and back, and ids into names for people."""
 
 import abc
-import codecs
 import collections
 import functools
 import hashlib
@@ -18,7 +17,7 @@ from sleepnet.config import SPECIAL_TOKENS, ConfigError, TextConfig, choices, co
 from sleepnet.input_files import regular_status
 
 BYTES = "bytes"
-CONTEXT = 4  # tokens of the past on which text may depend: a character has up to four bytes
+CONTEXT = 3  # tokens on which the text of the next may depend: of four bytes, the first three
 
 _CUT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_NAME = re.compile("<0x[0-9A-Fa-f]{2}>")  # of byte fallback
@@ -59,28 +58,59 @@ class Tokenizer(abc.ABC):
         """How to show a token to people; no two have the same name."""
 
     @abc.abstractmethod
+    def has(self, token: int) -> bool:
+        """Whether the id is one of the tokenizer's."""
+
+    @abc.abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Decode ids that it has; bytes that are not UTF-8 become U+FFFD, each by itself."""
+
     def text_stream(self, past: Sequence[int] = ()) -> "TextStream":
-        """Writes the tokens that follow on `past`, which is not written itself.
+        """Write the tokens that follow on `past`, which is not written itself.
 
         Only the last `CONTEXT` tokens of the past matter.
         """
+        return TextStream(self, past)
 
 
-class TextStream(abc.ABC):
+class TextStream:
     """Tokens one by one as text; a character of several tokens comes with its last.
 
     Bytes that are not UTF-8 come as U+FFFD, at the latest with the token after them. Each token
     costs the same, however many came before. After an id that is none of the tokenizer's, such as
     the end of a document, text starts anew.
+
+    A token is written as what it adds to the text of the `CONTEXT` tokens before it. These hold the
+    beginning of a character that it may complete, and they tell it from the first token of a text,
+    which many decoders treat differently.
     """
 
-    @abc.abstractmethod
+    def __init__(self, tokenizer: Tokenizer, past: Sequence[int] = ()):
+        self._tokenizer = tokenizer
+        self._recent: list[int] = []
+        self._held = False  # whether their text ends in a sign that is not written
+        for token in past[-CONTEXT:]:
+            self._recent = [*self._recent, token] if tokenizer.has(token) else []
+
     def add(self, token: int) -> str:
         """The text that is certain with this token; often none."""
+        if not self._tokenizer.has(token):
+            return self.end()
+        written = self._tokenizer.decode(self._recent)
+        self._recent.append(token)
+        text = self._tokenizer.decode(self._recent)
+        if self._held or not text.startswith(written):
+            written = written.removesuffix(_CUT)  # now the sign is certain, or a character
+        certain = text.removesuffix(_CUT)
+        self._held = text != certain and len(text) > len(written)
+        del self._recent[:-CONTEXT]
+        return certain[len(written) :]
 
-    @abc.abstractmethod
     def end(self) -> str:
         """What is left: for a character that was cut, a sign that says so."""
+        rest = _CUT if self._held else ""
+        self._recent, self._held = [], False
+        return rest
 
 
 class _Bytes(Tokenizer):
@@ -98,21 +128,11 @@ class _Bytes(Tokenizer):
     def token_name(self, token: int) -> str:
         return chr(token) if 0x21 <= token <= 0x7E else f"<0x{token:02X}>"
 
-    def text_stream(self, past: Sequence[int] = ()) -> TextStream:
-        return _primed(_ByteStream(), past)
+    def has(self, token: int) -> bool:
+        return token < self.vocab_size
 
-
-class _ByteStream(TextStream):
-    def __init__(self):
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, token: int) -> str:
-        if token >= _Bytes.vocab_size:
-            return self.end()
-        return self._decoder.decode(bytes((token,)))
-
-    def end(self) -> str:
-        return self._decoder.decode(b"", final=True)
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
 
 
 _BYTES = _Bytes()
@@ -184,15 +204,10 @@ class _FromFile(Tokenizer):
     def token_name(self, token: int) -> str:
         return self._tokenizer.id_to_token(token) or f"<{token}>"
 
-    def text_stream(self, past: Sequence[int] = ()) -> TextStream:
-        return _primed(_FileStream(self), past)
-
     def has(self, token: int) -> bool:
-        """Whether the id is one of the tokenizer's."""
         return self._tokenizer.id_to_token(token) is not None
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Decode ids as the tokenizers package does, but each byte that is not UTF-8 by itself."""
         names: Iterable[str] = map(self._tokenizer.id_to_token, tokens)
         if self._decoder is None:
             return " ".join(names)
@@ -217,37 +232,6 @@ def _missing_bytes(text: str, other: str) -> int:
     return sum(len(character.encode()) * count for character, count in missing.items())
 
 
-class _FileStream(TextStream):
-    """Writes what a token adds to the text of the `CONTEXT` tokens before it.
-
-    These hold the beginning of a character that the token may complete, and they are not the start
-    of a text, where decoders treat a token differently.
-    """
-
-    def __init__(self, tokenizer: _FromFile):
-        self._tokenizer = tokenizer
-        self._recent: list[int] = []
-
-    def add(self, token: int) -> str:
-        if not self._tokenizer.has(token):
-            return self.end()
-        written = _certain(self._tokenizer.decode(self._recent))
-        self._recent.append(token)
-        text = _certain(self._tokenizer.decode(self._recent))[len(written) :]
-        del self._recent[:-CONTEXT]
-        return text
-
-    def end(self) -> str:
-        text = self._tokenizer.decode(self._recent)
-        self._recent = []
-        return text[len(_certain(text)) :]
-
-
-def _certain(text: str) -> str:
-    """Leave out a last sign that the next token may turn into a character."""
-    return text.removesuffix(_CUT)
-
-
 def _without_invalid_bytes(names: Iterable[str]) -> Iterator[str]:
     """Put U+FFFD in place of bytes that are not UTF-8: one would spoil all bytes beside it."""
     for is_byte, run in itertools.groupby(names, lambda name: bool(_BYTE_NAME.fullmatch(name))):
@@ -260,12 +244,6 @@ def _without_invalid_bytes(names: Iterable[str]) -> Iterator[str]:
                 yield character
             else:
                 yield from (f"<0x{byte:02X}>" for byte in character.encode())
-
-
-def _primed(stream: TextStream, past: Sequence[int]) -> TextStream:
-    for token in past[-CONTEXT:]:
-        stream.add(token)
-    return stream
 
 
 def load_tokenizer(name: str, field: str = "tokenizer", special_tokens: str = "text") -> Tokenizer:

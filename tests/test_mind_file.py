@@ -16,6 +16,7 @@ from test_session import CONFIG, L, Y, everything, life, older, session, write_w
 import sleepnet
 from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, mind_file, storage
 from sleepnet.storage import StorageError
+from sleepnet.tokenizer import CONTEXT
 
 
 def load(path, params_of=CONFIG, **options) -> Session:
@@ -204,7 +205,7 @@ def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):
         ({"tokens": (1, 2, 3, Y)}, f"token id {Y} at place 3"),
         ({"position": 3}, "position=3 and sleeps=1 are not of one life"),
         ({"position": 2 * L + 5}, f"position={2 * L + 5} and sleeps=1"),
-        ({"preceding": (1, 2, 3, 4, 5)}, "preceding must be at most 4 ids, .*; got 5"),
+        ({"preceding": (1, 2, 3, 4, 5)}, f"preceding must be at most {CONTEXT} ids, .*; got 5"),
         ({"preceding": (1, Y)}, f"token id {Y} at place 1"),
         ({"sleeps": 0}, f"position={L + 4} and sleeps=0 are not of one life: with 4 tokens"),
     )
@@ -286,7 +287,7 @@ def test_minds_of_before_ids_were_carried_over_a_sleep_are_read(tmp_path):
     path, one = tmp_path / "mind", older()
     one.save(path)
     record, arrays = storage.read_arrays(path)
-    assert record.pop("preceding") == list(life(3, [L])[0][-4:])
+    assert record.pop("preceding") == list(life(3, [L])[0][-CONTEXT:])
     storage.write_arrays(path, record, arrays)
     assert_same_life(
         load(path),

@@ -540,8 +540,7 @@ def test_a_character_survives_a_sleep(before, goes_on, monkeypatch, tmp_path):
             one.nap()
             one = goes_on(one, tmp_path)
     assert one.sleeps > 1
-    assert "".join(pieces).replace("�", "") == text
-    assert set(pieces) == {*text, "�"}
+    assert "".join(pieces) == "a�é�日�😀b"  # a stream that ends within a character shows it
 
 
 def test_text_goes_on_behind_an_id_that_has_none():

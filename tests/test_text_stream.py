@@ -109,28 +109,29 @@ def test_a_stream_is_what_the_tokenizer_decodes(kind, data):
 @settings(max_examples=40)
 @given(data=st.data())
 def test_a_stream_goes_on_after_any_past(kind, data):
-    """As if it had written the past, too: also within a character."""
+    """The past is not written again, but for a character that it has only begun."""
     tokens = data.draw(token_lists(kind))
     past = data.draw(st.integers(0, len(tokens)))
-    texts = ["", *written(ours(kind).text_stream(), tokens)]
-    goes_on = written(ours(kind).text_stream(tokens[:past]), tokens[past:])
-    assert [texts[past] + text for text in goes_on] == texts[past + 1 :]
+    before, whole = decoded(kind, tokens[:past]), decoded(kind, tokens)
+    if not whole.startswith(before):
+        before = before.removesuffix("�")
+    assert before + written(ours(kind).text_stream(tokens[:past]), tokens[past:])[-1] == whole
 
 
-@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+@pytest.mark.parametrize("kind", ["bytes", "byte level", "byte fallback"])
 def test_a_token_costs_the_same_after_any_others(kind, monkeypatch):
     """Two decodings of a few tokens, also where no byte of a long stream is UTF-8."""
-    lengths, decode = [], module._FromFile.decode
+    lengths, decode = [], type(ours(kind)).decode
 
     def counted(tokenizer, tokens):
         lengths.append(len(tokens))
         return decode(tokenizer, tokens)
 
-    monkeypatch.setattr(module._FromFile, "decode", counted)
+    monkeypatch.setattr(type(ours(kind)), "decode", counted)
     for content in (b"a", b"\x80", b"\xc3\xa9", b"\xf0\x9f\x98"):
         tokens = list(content) * 200
         stream = ours(kind).text_stream(tokens)
         texts = [stream.add(token) for token in tokens]
         assert max(map(len, texts)) <= 1
-        assert len(lengths) <= 2 * (len(tokens) + CONTEXT) and max(lengths) <= CONTEXT + 1
+        assert len(lengths) <= 2 * len(tokens) and max(lengths) <= CONTEXT + 1
         lengths.clear()
