@@ -11,7 +11,7 @@ GRACE = 30  # seconds in which a process that is asked to end may save
 
 
 def advice(error: BaseException) -> str | None:
-    """What to do about an error of JAX; None if it is of another kind."""
+    """Return what to do about an error of JAX, or None if it is of another kind."""
     if not isinstance(error, RuntimeError) or not re.search(MESSAGE, str(error)):
         return None
     return (
@@ -51,7 +51,7 @@ fi
 
 
 def free(folder: str) -> str:
-    """A script of sh that ends the processes that hold chips and run in a folder of the home.
+    """Return a script of sh that ends what holds chips and runs in a folder of the home.
 
     No other process is touched: the folder is that of the code, which is about to be replaced.
     """
@@ -59,7 +59,7 @@ def free(folder: str) -> str:
 
 
 def tell(folder: str, log: str) -> str:
-    """A script of sh that, if a log in the home has the message, writes who holds the chips."""
+    """Return a script of sh that prints who holds the chips, if a log in the home says they are."""
     return _script(_TELL, folder, LOG=log)
 
 

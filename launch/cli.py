@@ -71,7 +71,7 @@ def complain(error: object, code: int = USER_ERROR) -> int:
 
 
 def complain_of(error: BaseException) -> int | None:
-    """`complain` of what a person can mend; None for errors of any other kind."""
+    """Report an error that a person can mend; return its exit code, or None for any other error."""
     if isinstance(error, USER_ERRORS):
         return complain(error)
     if advice := busy.advice(error):
@@ -109,19 +109,19 @@ def define_config():
 
 
 class PathParser(flags.ArgumentParser):
-    """Reads a path; ~ is expanded, and URLs are refused."""
+    """Parses a path: expands ~ and refuses URLs."""
 
     def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
         return pathlib.Path(local_path(str(argument)))
 
 
 def define_path(name: str, default: str | None, help: str, *, required: bool = False):
-    """Defines a flag that names a file or folder, whose value is a `pathlib.Path`."""
+    """Define a flag that names a file or folder, whose value is a `pathlib.Path`."""
     return flags.DEFINE(PathParser(), name, default, help, required=required)
 
 
 def define_paths(name: str, help: str):
-    """Defines a required flag that may be given several times, a `pathlib.Path` each time."""
+    """Define a required flag that may be given several times, a `pathlib.Path` each time."""
     serializer = flags.ArgumentSerializer()
     return flags.DEFINE_multi(PathParser(), serializer, name, None, help, required=True)
 
@@ -271,7 +271,7 @@ def _ask_for_missing(error: flags.Error) -> str | None:
 
 
 def with_config_path(argv: Sequence[str]) -> list[str]:
-    """The arguments with ~ expanded in --config, which must name a file.
+    """Expand ~ in --config, which must name a file.
 
     config_flags reports a missing file only after a traceback of its own. What follows -- belongs
     to another program: it is checked, and left as it is.
@@ -291,7 +291,7 @@ def with_config_path(argv: Sequence[str]) -> list[str]:
 
 
 def _config_path(given: str) -> str:
-    """PATH or PATH:ARGUMENT with ~ expanded; raises ConfigError where there is no such file."""
+    """Expand ~ in PATH or PATH:ARGUMENT; raises ConfigError where there is no such file."""
     try:
         given = local_path(given)
     except ConfigError as error:

@@ -726,7 +726,7 @@ def local_path(given: str) -> str:
 
 
 def _no_url(scheme: str, rest: str) -> str:
-    """The message for a URL, with the path that may take its place."""
+    """Return the message for a URL, with the path that may take its place."""
     if scheme == "file":
         return f"a URL is not a path; the nearest is /{rest}"
     bucket = rest.partition("/")[0] or "BUCKET"
@@ -738,7 +738,7 @@ def _no_url(scheme: str, rest: str) -> str:
 
 
 def _paths(config, *names: str):
-    """Expands fields that hold a path or several, and refuses URLs."""
+    """Expand fields that hold a path or several, and refuse URLs."""
 
     def local(name, given):
         try:

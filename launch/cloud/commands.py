@@ -76,11 +76,11 @@ class Pod:
                 "--quiet", *self._where()]  # fmt: skip
 
     def free_chips(self) -> list[str]:
-        """Ends what an earlier command left in the folder of the code, where it holds the chips."""
+        """End what an earlier command left in the folder of the code, where it holds the chips."""
         return self.ssh(busy.free(CODE))
 
     def who_holds_chips(self) -> list[str]:
-        """Of each machine where the command found its chips held; nothing of the others."""
+        """Print, on machines where the command found its chips held, which processes hold them."""
         return self.ssh(busy.tell(CODE, LOG))
 
     def unpack(self) -> list[str]:

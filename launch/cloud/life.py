@@ -141,7 +141,7 @@ class Life:
             time.sleep(self._pause)
 
     def _look(self) -> tuple[str, str]:
-        """The state of the request or, once it is ACTIVE, of its machines; and what to do."""
+        """Return the state of the request (once ACTIVE: of its machines), and what to do."""
         state = self.state()
         step = states.step(states.REQUESTS, self.pod.name, state)
         if step == states.USE:
@@ -150,7 +150,7 @@ class Life:
         return state, step
 
     def _delete(self):
-        """Deletes a request that is over; while its machines change, they may refuse."""
+        """Delete a request that is over; machines that are changing may refuse for a while."""
         for _ in range(PATIENCE):
             result = gcloud.ask(self.pod.delete())
             if result.code == 0 or "NOT_FOUND" in result.errors:
@@ -216,7 +216,7 @@ class Life:
         return None
 
     def _chips_are_busy(self) -> bool:
-        """Whether the command found the chips of a machine held by another process; says so."""
+        """Report whether the command found the chips of a machine held by another process."""
         if self._taken_away():
             return False
         held = gcloud.ask(self.pod.who_holds_chips()).output
@@ -244,9 +244,10 @@ class Life:
         raise PodError(gcloud.explain(self.pod.status(), result))
 
     def _taken_away(self, patient: bool = False) -> bool:
-        """Whether the machines are gone, or restart; those of a command that was stopped may soon.
+        """Whether the machines are gone or restarting: then nothing runs on them any more.
 
-        Either way nothing runs there any more.
+        Args:
+          patient: look several times; machines whose command was stopped may be gone soon.
         """
         for _ in range(4 if patient else 1):
             if self._machines() != states.USE:
@@ -256,7 +257,7 @@ class Life:
         return False
 
     def _machines(self) -> str:
-        """What to do about machines that were there: use, replace or wait for them."""
+        """Return what to do about machines that were there: use, replace or wait for them."""
         state = self.state()
         if state == states.UNSPECIFIED:
             return states.WAIT

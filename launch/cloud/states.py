@@ -47,7 +47,7 @@ CHANGING = ("REPAIRING", "STOPPING", "HIDING", "DELETING")  # machines that may 
 
 
 def step(table: dict[str, str], name: str, state: str) -> str:
-    """What to do about a state.
+    """Return what to do about a state.
 
     Raises:
       PodError: it is not in the table.
