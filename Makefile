@@ -5,7 +5,11 @@ VENV ?= .venv
 RUNS ?= runs
 SEED ?= 0
 BIN = $(VENV)/bin
-CONSTRAINTS = .ci/constraints-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
+# Pythons for which there are pinned versions, and the one that was asked for.
+SUPPORTED = $(patsubst .ci/constraints-%.txt,%,$(sort $(wildcard .ci/constraints-*.txt)))
+TELL_VERSION = import sys; print("%d.%d" % sys.version_info[:2])
+VERSION := $(or $(shell $(PYTHON) -c '$(TELL_VERSION)' 2> /dev/null),unknown)
+CONSTRAINTS = .ci/constraints-$(VERSION).txt
 DEMO = $(RUNS)/demo
 # Two runs side by side, one thread each, train 1.5 times as fast as two that share two threads.
 TRAIN = NPROC=1 $(BIN)/python -m launch.train
@@ -101,7 +105,7 @@ pods: $(TPU)/.installed  ## What the pod experiments would need, compiled for TP
 test-tpu: $(TPU)/.installed  ## Tests that need the TPU compiler, and no TPU.
 	$(TPU)/bin/python -m pip install --quiet --editable '.[tpu,test]' --constraint $(CONSTRAINTS)
 	$(TPU)/bin/python -m pytest -q -m tpu tests/launch/test_compile_tpu.py
-$(TPU)/.installed: pyproject.toml
+$(TPU)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(TPU)
 	$(TPU)/bin/python -m pip install --quiet --upgrade pip
 	$(TPU)/bin/python -m pip install --quiet --editable '.[tpu]' --constraint $(CONSTRAINTS)
@@ -110,7 +114,7 @@ $(TPU)/.installed: pyproject.toml
 # Other implementations, for comparison; their versions are those in launch/peers/*.txt.
 PEERS ?= .venv-peers
 peers: $(PEERS)/transformers/.installed $(PEERS)/ejkernel/.installed
-$(PEERS)/%/.installed: launch/peers/%.txt
+$(PEERS)/%/.installed: launch/peers/%.txt | $(CONSTRAINTS)
 	$(PYTHON) -m venv $(PEERS)/$*
 	$(PEERS)/$*/bin/python -m pip install --quiet --upgrade pip
 	$(PEERS)/$*/bin/python -m pip install --quiet --requirement $<
@@ -138,6 +142,11 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,dev]'
 	@touch $@
+
+# Runs only where there is no such file.
+.ci/constraints-%.txt:
+	$(error PYTHON=$(PYTHON) $(if $(filter unknown,$*),cannot be run,is Python $*); \
+	  supported are $(SUPPORTED): give one of them, as in make PYTHON=python$(lastword $(SUPPORTED)))
 
 clean:
 	rm -rf $(RUNS)/demo $(VENV)

@@ -16,7 +16,6 @@ attention one that grows with the day.
 """
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from launch import cli
 from sleepnet.evaluation.markdown import table
 from sleepnet.training.workdir import load_config, load_params
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was trained on bytes.")
+_WORKDIR = cli.define_path("workdir", None, "Folder of a run that was trained on bytes.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "Of the episode, 200 or more.", 200)
 _ATTENTION = flags.DEFINE_bool("attention", False, "Run attention over the whole day, too.")
 
@@ -150,8 +149,7 @@ def _mind():
     """Parameters and their config: of a run, or random."""
     if _WORKDIR.value is None:
         return sleepnet.init_params(CONFIG, jax.random.key(0)), CONFIG
-    workdir = pathlib.Path(_WORKDIR.value)
-    return load_params(workdir, None)[0], load_config(workdir).model
+    return load_params(_WORKDIR.value, None)[0], load_config(_WORKDIR.value).model
 
 
 def _session(params, config) -> sleepnet.Session:

@@ -7,15 +7,15 @@ Which modules are held out, one in ten, is a function of their names; the text i
 Python that runs it.
 """
 
-import argparse
 import ast
-import json
 import pathlib
 import platform
 import sysconfig
 from collections.abc import Iterator
 
-from sleepnet import storage
+from launch import cli
+from sleepnet import storage, strict_json
+from sleepnet.config import ConfigError, local_path
 from sleepnet.tasks.splits import SPLITS, split_of
 
 _TEST_FRACTION = 0.1
@@ -23,17 +23,27 @@ _LEAST_CHARACTERS = 400  # shorter ones have little to remember
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
-def main(out: pathlib.Path):
+def main(argv: list[str]):
+    out = _folder(argv[1:])
     storage.prepare_folder(out)
     lines = {split: [] for split in SPLITS}
     for name, text in documents(pathlib.Path(sysconfig.get_path("stdlib"))):
-        row = json.dumps({"module": name, "text": text}) + "\n"
+        row = strict_json.dumps({"module": name, "text": text}) + "\n"
         lines[split_of(name.encode(), _TEST_FRACTION)].append(row)
     for split, rows in lines.items():
         path = out / f"{split}.jsonl"
         storage.write_atomic(path, "".join(rows))
         size = path.stat().st_size
         print(f"{path}: {len(rows)} modules of Python {platform.python_version()}, {size} bytes")
+
+
+def _folder(words: list[str]) -> pathlib.Path:
+    if len(words) != 1:
+        raise ConfigError("give one folder for train.jsonl and test.jsonl, such as runs/stdlib")
+    try:
+        return pathlib.Path(local_path(words[0]))
+    except ConfigError as error:
+        raise ConfigError(f"{words[0]}: {error}") from None
 
 
 def documents(library: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -56,6 +66,4 @@ def _docstrings(module: ast.Module) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=pathlib.Path, help="for train.jsonl and test.jsonl")
-    main(parser.parse_args().folder)
+    cli.run(main, takes_words=True)

@@ -7,7 +7,6 @@ takes turns is compared within one run. For one core: NPROC=1 taskset -c 0 pytho
 
 import datetime
 import importlib
-import pathlib
 
 from absl import flags
 
@@ -33,14 +32,14 @@ _SUITE = flags.DEFINE_enum("suite", "rule", SUITES, "What to time.")
 _PEERS = flags.DEFINE_multi_enum(
     "peer", [], [*peers.PEERS, "scan"], "For --suite=rule: run beside ours; may be repeated."
 )
-_ENVIRONMENTS = flags.DEFINE_string(
+_ENVIRONMENTS = cli.define_path(
     "environments", ".venv-peers", "Where `make peers` put the peers' Python environments."
 )
 _SHAPES = flags.DEFINE_list(
     "shapes", [], "Of the rule, BxTxHxD with D = K = V, such as 1x4096x8x128; by default several."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 15, "Timed calls of each variant.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "runs", "Folder for the figures.")
+_OUT = cli.define_path("out", "runs", "Folder for the figures.")
 
 
 def main(_):
@@ -48,7 +47,7 @@ def main(_):
         repeats=_REPEATS.value,
         shapes=tuple(map(_shape, _SHAPES.value)),
         peers=tuple(_PEERS.value),
-        environments=pathlib.Path(_ENVIRONMENTS.value),
+        environments=_ENVIRONMENTS.value,
     )
     suite = importlib.import_module(f"launch.suites.{_SUITE.value}")
     _check_heeded(suite.TAKES)
@@ -63,11 +62,11 @@ def main(_):
         "machine": describe_machine() | {"threads": threads()},
         **measured,
     }
-    out = pathlib.Path(_OUT.value)
+    out = _OUT.value
     (out / "benchmarks").mkdir(parents=True, exist_ok=True)
     storage.write_json(out / "benchmarks" / f"{_SUITE.value}.json", record)
     records = [storage.read_json(path) for path in sorted((out / "benchmarks").glob("*.json"))]
-    storage.write_atomic(out / "BENCHMARKS.md", report.page(records, _OUT.value))
+    storage.write_atomic(out / "BENCHMARKS.md", report.page(records, str(out)))
     print(report.section(record))
 
 

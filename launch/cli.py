@@ -14,21 +14,26 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch import busy
 from launch.live_line import is_read, notify, tell
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
     ModelConfig,
     TaskConfig,
+    check_trainable,
     field_paths,
     fields_at,
     from_dict,
+    local_path,
     nearest,
 )
 from sleepnet.storage import StorageError
 
-flags.disclaim_key_flags()  # --config belongs to the program, whose --help shows it
+flags.disclaim_key_flags()  # flags defined here belong to the program, whose --help shows them
 USER_ERRORS = (ConfigError, StorageError)
+USER_ERROR = 2  # their exit code
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the exit code of what may go well at another time
 
 
 def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
@@ -53,14 +58,25 @@ def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
             raise  # it was another pipe
         tell(sys.stdout, "")  # Python has nothing left to write at its end
         sys.exit(128 + signal.SIGPIPE)
-    except USER_ERRORS as error:
-        sys.exit(complain(error))
+    except (*USER_ERRORS, RuntimeError) as error:
+        if (code := complain_of(error)) is None:
+            raise
+        sys.exit(code)
 
 
-def complain(error: Exception) -> int:
+def complain(error: object, code: int = USER_ERROR) -> int:
     """Says what is wrong in a line; the exit code."""
     notify(sys.stderr, f"error: {error}")
-    return 2
+    return code
+
+
+def complain_of(error: BaseException) -> int | None:
+    """`complain` of what a person can mend; None for errors of any other kind."""
+    if isinstance(error, USER_ERRORS):
+        return complain(error)
+    if advice := busy.advice(error):
+        return complain(advice, TRY_AGAIN)
+    return None
 
 
 def _escape_what_cannot_be_encoded():
@@ -92,6 +108,24 @@ def define_config():
     )
 
 
+class PathParser(flags.ArgumentParser):
+    """Reads a path; ~ is expanded, and URLs are refused."""
+
+    def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
+        return pathlib.Path(local_path(str(argument)))
+
+
+def define_path(name: str, default: str | None, help: str, *, required: bool = False):
+    """Defines a flag that names a file or folder, whose value is a `pathlib.Path`."""
+    return flags.DEFINE(PathParser(), name, default, help, required=required)
+
+
+def define_paths(name: str, help: str):
+    """Defines a required flag that may be given several times, a `pathlib.Path` each time."""
+    serializer = flags.ArgumentSerializer()
+    return flags.DEFINE_multi(PathParser(), serializer, name, None, help, required=True)
+
+
 def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
     """The frozen, validated config; vocabulary and window follow the task where not given."""
     from sleepnet import tasks  # its loader is slow to import, and bad values need no loader
@@ -99,6 +133,7 @@ def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
     made = tasks.make(task_config(values))
     _check_splits(made)
     config = from_dict(_with_model(values.to_dict(), vocab_size=made.vocab_size))
+    check_trainable(config.model)
     config = dataclasses.replace(config, task=made.config)
     if config.model.vocab_size < made.vocab_size:
         raise ConfigError(
@@ -175,7 +210,7 @@ def _with_model(sections: dict, vocab_size: int) -> dict:
 
 def _parse(argv, takes_words: bool):
     """absl's parser; what it or a config file raises becomes a ConfigError."""
-    _check_config_path(argv)
+    argv = with_config_path(argv)
     arguments, empty = _without_nones(argv)
     try:
         program, *words = flags.FLAGS(arguments)
@@ -235,21 +270,42 @@ def _ask_for_missing(error: flags.Error) -> str | None:
     return f"give {' and '.join(asked)}" if asked else None
 
 
-def _check_config_path(argv):
-    """config_flags reports a missing file only after a traceback of its own."""
-    for argument, following in itertools.pairwise((*argv[1:], "")):
+def with_config_path(argv: Sequence[str]) -> list[str]:
+    """The arguments with ~ expanded in --config, which must name a file.
+
+    config_flags reports a missing file only after a traceback of its own. What follows -- belongs
+    to another program: it is checked, and left as it is.
+    """
+    argv, ours = list(argv), True
+    for i, argument in enumerate(argv):
+        ours &= argument != "--"
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config"):
             continue
-        path = pathlib.Path((value if equals else following).split(":")[0])
-        if not path.is_file():
-            folder = path if path.is_dir() else path.parent
-            files = [p for p in folder.glob("*.py") if b"def get_config" in p.read_bytes()]
-            known = sorted(map(str, files)) or ["experiments/depo_small.py"]
-            raise ConfigError(
-                f"--config={path} is no file; there are: {', '.join(known)}; "
-                f"the nearest is {nearest(path, known)}"
-            )
+        place = i if equals else i + 1
+        given = value if equals else "".join(argv[place : place + 1])
+        path = _config_path(given)
+        if ours and place < len(argv):
+            argv[place] = f"{flag}={path}" if equals else path
+    return argv
+
+
+def _config_path(given: str) -> str:
+    """PATH or PATH:ARGUMENT with ~ expanded; raises ConfigError where there is no such file."""
+    try:
+        given = local_path(given)
+    except ConfigError as error:
+        raise ConfigError(f"--config={given}: {error}") from None
+    path = pathlib.Path(given.split(":")[0])
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        files = [p for p in folder.glob("*.py") if b"def get_config" in p.read_bytes()]
+        known = sorted(map(str, files)) or ["experiments/depo_small.py"]
+        raise ConfigError(
+            f"--config={path} is no file; there are: {', '.join(known)}; "
+            f"the nearest is {nearest(path, known)}"
+        )
+    return given
 
 
 def _explain(argv, error) -> str:

@@ -11,7 +11,6 @@ compile and fit, 1 one does not, 2 an error that the message explains.
 """
 
 import datetime
-import pathlib
 from importlib import metadata
 
 from absl import flags
@@ -29,7 +28,7 @@ _ROWS = flags.DEFINE_integer("rows", 8, "Minds that a wake step serves.", lower_
 _QUICK = flags.DEFINE_bool(
     "quick", False, "Compile with least effort: faster, for a program that is slower and larger."
 )
-_JSON = flags.DEFINE_string("json", None, "File for the figures.")
+_JSON = cli.define_path("json", None, "File for the figures.")
 flags.mark_flag_as_required("config")
 
 
@@ -54,7 +53,7 @@ def main(_):
             "libtpu": _version("libtpu"),
             "config": config.to_dict(),
         }
-        storage.write_json(pathlib.Path(_JSON.value), record)
+        storage.write_json(_JSON.value, record)
     return 0 if found.fits else 1
 
 

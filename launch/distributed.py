@@ -32,7 +32,8 @@ _WAIT = flags.DEFINE_integer(
     "wait", None, "Seconds to wait for other processes; by default 50, the doctor 15.", 1, 3600
 )
 PATIENCE = 50  # of a run, whose processes may still be importing
-PARTING_SECONDS = 10.0
+PARTING_SECONDS = 10.0  # to wait for others that may know of no error
+TOGETHER_SECONDS = 300.0  # for others that end, too, and may be slow; JAX gives up then
 # Begins what XLA raises, of several types, where a collective fails; too little memory is no such.
 STATUS = r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: "
 
@@ -66,7 +67,7 @@ def wait(default: float) -> float:
     return default if _WAIT.value is None else _WAIT.value
 
 
-def join(config: ExperimentConfig, workdir: str):
+def join(config: ExperimentConfig, workdir: pathlib.Path):
     """Waits for the other processes, if there are any; before anything asks for devices.
 
     Where they are known before, the roll is called first: JAX aborts without a name when one is
@@ -100,11 +101,11 @@ def join(config: ExperimentConfig, workdir: str):
         jax.config.update("jax_enable_compilation_cache", False)
 
 
-def _call_the_roll(found: Cluster, config: ExperimentConfig, workdir: str):
+def _call_the_roll(found: Cluster, config: ExperimentConfig, workdir: pathlib.Path):
     refused = None
     if found.process_id == 0:
         try:
-            storage.prepare_folder(pathlib.Path(workdir))
+            storage.prepare_folder(workdir)
         except storage.StorageError as error:
             refused = error  # the others come for nothing, and are told so
     seen_in = None if refused else workdir
@@ -138,8 +139,8 @@ def parting():
             raise
         if isinstance(end, SystemExit):
             code = end.code or 0
-        elif isinstance(end, cli.USER_ERRORS):
-            code = cli.complain(end)
+        elif (told := cli.complain_of(end)) is not None:
+            code = told
         elif re.match(STATUS, str(end)):
             raise
         else:
@@ -149,7 +150,7 @@ def parting():
         # Others who do not part, because they know of no error, are not waited for.
         shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         shutdown.start()
-        shutdown.join(PARTING_SECONDS)
+        shutdown.join(PARTING_SECONDS if code == cli.USER_ERROR else TOGETHER_SECONDS)
         _end(code)
 
 

@@ -9,15 +9,13 @@ import pathlib
 
 from absl import flags
 
-from launch import cli
+from launch import cli, moved_files
 from launch.signals import Signals
 from sleepnet.config import ConfigError
 from sleepnet.evaluation import markdown, record
 from sleepnet.training.workdir import load_config, load_params
 
-_WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "Folder of a trained run; may be given several times.", required=True
-)
+_WORKDIR = cli.define_paths("workdir", "Folder of a trained run; may be given several times.")
 _PASSES = flags.DEFINE_list(
     "passes", None, "Every N to sleep with, such as 1,2,4. The trained N always joins them."
 )
@@ -25,11 +23,12 @@ _EXAMPLES = flags.DEFINE_integer("examples", None, "Held-out examples; by defaul
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to measure; the last by default.")
 _LATENCY = flags.DEFINE_bool("latency", True, "Take times, too.")
 _AGAIN = flags.DEFINE_bool("again", False, "Measure even what evaluation.json already holds.")
+_FILES = moved_files.define("tokenizer", "train_files", "test_files")
 
 
 def main(_):
     Signals()  # ends at once: evaluation.json is replaced when all is measured, and whole till then
-    for workdir in map(pathlib.Path, _WORKDIR.value):
+    for workdir in _WORKDIR.value:
         stored = _evaluate(workdir, _passes(_PASSES.value))
         measured = "loss" if "loss" in stored["results"][0] else "answers right"
         print(f"\n{workdir}: step {stored['step']}, held-out {measured} with 95% intervals")
@@ -44,10 +43,11 @@ def _evaluate(workdir: pathlib.Path, passes: tuple[int, ...] | None) -> dict:
         model = dataclasses.replace(config.model, backend="xla")
         config = dataclasses.replace(config, model=model)
     params, step = load_params(workdir, _STEP.value)
-    found = record.find(workdir, config, step, latency=_LATENCY.value)
+    found = record.find(workdir, params, config, step, latency=_LATENCY.value)
     if found and not _AGAIN.value:
         print(f"{workdir / record.FILE} already holds this; --again measures anew")
         return found
+    config = moved_files.apply(config, _FILES)
     measured = record.measure(
         params, config, step, latency=_LATENCY.value,
         on_notice=lambda notice: print(f"{workdir}: {notice}", flush=True),

@@ -28,22 +28,35 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from launch import cli, prompts
+from launch import cli, moved_files, prompts
 from launch.live_line import LiveLine, notify, printable, tell
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, TextConfig
+from sleepnet.config import (
+    SPECIAL_TOKENS,
+    ConfigError,
+    ExperimentConfig,
+    ModelConfig,
+    TextConfig,
+)
 from sleepnet.session import Session, SessionError
 from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
-from sleepnet.tokenizer import Tokenizer, load_tokenizer
+from sleepnet.tokenizer import Tokenizer, load_tokenizer, task_tokenizer
 from sleepnet.training.workdir import load_config, load_params
 from sleepnet.wake import check_vocabulary
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
+_WORKDIR = cli.define_path("workdir", None, "Folder of a trained run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; the last by default.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What to go on from; may be empty with --load.")
-_PROMPT_FILE = flags.DEFINE_string(
+_PROMPT_FILE = cli.define_path(
     "prompt_file", None, "A file with what to go on from; - is standard input."
 )
+_STDIN = pathlib.Path("-")
+_FILES = moved_files.define("tokenizer")
+_SPECIAL_TOKENS = flags.DEFINE_enum(
+    "special_tokens", None, SPECIAL_TOKENS,
+    "How special tokens are read that stand written in the prompt: as the text that they are, or "
+    "as control tokens; the run's task.special_tokens.",
+)  # fmt: skip
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "At most so many.", lower_bound=0)
 _SAMPLING = {
     "temperature": flags.DEFINE_float("temperature", None, "0 takes the likeliest token; 1."),
@@ -58,8 +71,8 @@ _POLICY = {
     ),
     "sleep_seconds": flags.DEFINE_float("sleep_seconds", None, "Sleep for about so long."),
 }
-_LOAD = flags.DEFINE_string("load", None, "A saved mind to go on with.")
-_SAVE = flags.DEFINE_string("save", None, "Where to save the mind at the end.")
+_LOAD = cli.define_path("load", None, "A saved mind to go on with.")
+_SAVE = cli.define_path("save", None, "Where to save the mind at the end.")
 
 _SHOWN_EVERY = 0.1  # seconds
 
@@ -75,14 +88,11 @@ def _main() -> int | None:
     policy, prompt = _policy(), _prompt()
     if _SAVE.value:
         storage.prepare_file(_SAVE.value)
-    workdir = pathlib.Path(_WORKDIR.value)
-    config = load_config(workdir)
-    tokenizer = None
-    if isinstance(config.task, TextConfig):
-        tokenizer = load_tokenizer(config.task.tokenizer, field="task.tokenizer")
+    config = moved_files.apply(load_config(_WORKDIR.value), _FILES)
+    tokenizer = _tokenizer(config.task) if isinstance(config.task, TextConfig) else None
     ids = tokenizer.encode([prompt])[0] if tokenizer else _ids(prompt)
     _check_ids(ids, config.model)
-    params, _ = load_params(workdir, _STEP.value)
+    params, _ = load_params(_WORKDIR.value, _STEP.value)
     session = _session(params, config, tokenizer)
     session.policy = policy or session.policy
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
@@ -139,15 +149,22 @@ def _session(params, config: ExperimentConfig, tokenizer: Tokenizer | None) -> S
     return Session(params, config=model, tokenizer=tokenizer)
 
 
+def _tokenizer(task: TextConfig) -> Tokenizer:
+    known = task_tokenizer(task)
+    if _SPECIAL_TOKENS.value is None:
+        return known
+    return load_tokenizer(task.tokenizer, special_tokens=_SPECIAL_TOKENS.value)
+
+
 def _prompt() -> str:
     if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
         raise ConfigError("--prompt and --prompt_file are two prompts: give one")
     if _PROMPT.value is not None:
         return prompts.decode("--prompt", os.fsencode(_PROMPT.value))
-    if _PROMPT_FILE.value in (None, "-"):
-        return _standard_input(asked=_PROMPT_FILE.value == "-")
+    if _PROMPT_FILE.value in (None, _STDIN):
+        return _standard_input(asked=_PROMPT_FILE.value == _STDIN)
     try:
-        content = pathlib.Path(_PROMPT_FILE.value).read_bytes()
+        content = _PROMPT_FILE.value.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"--prompt_file={_PROMPT_FILE.value} cannot be read: {error.strerror}"

@@ -13,7 +13,6 @@ first that failed.
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from absl import flags
 
 from launch import cli
 from launch.live_line import notify
+from launch.ports import reserved_port
 from sleepnet.config import ConfigError
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
@@ -31,6 +31,7 @@ _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "Of the devices
 _GRACE = flags.DEFINE_float(
     "grace", 30.0, "Seconds that the others get when one has failed.", lower_bound=0.0
 )
+ABORTED = 128 + signal.SIGABRT
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -40,7 +41,12 @@ def main(argv):
         raise ConfigError(
             "give the program behind two dashes: -- python -m launch.train --config=..."
         )
-    count, devices, address = _PROCESSES.value, _DEVICES.value, f"127.0.0.1:{free_port()}"
+    with reserved_port() as port:
+        return _run(command, _PROCESSES.value, _DEVICES.value, f"127.0.0.1:{port}")
+
+
+def _run(command: list[str], count: int, devices: int, address: str) -> int:
+    """The exit code of `count` processes that run the command together."""
     print(f"{count} processes x {devices} {_PLATFORM.value} devices, coordinator {address}: "
           f"{shlex.join(command)}", flush=True)  # fmt: skip
     children = [
@@ -83,13 +89,6 @@ def environment(platform: str, devices: int, process_id: int) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {asked}"}
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _wait(children, grace) -> int:
     """The exit code of all: of the first that failed, 128 + signal if one ended it."""
     code, failed_at = 0, None
@@ -97,6 +96,7 @@ def _wait(children, grace) -> int:
         codes = [child.poll() for child in children]
         bad = [c if c > 0 else 128 - c for c in codes if c]
         if bad and failed_at is None:
+            bad.sort(key=lambda c: c == ABORTED)  # by JAX, because another one had failed
             code, failed_at = bad[0], time.monotonic()
         if None not in codes:
             return code

@@ -14,31 +14,27 @@ from launch.signals import Signals
 from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
 from sleepnet.evaluation import long_horizon, plots
-from sleepnet.evaluation.forgetting import forgetting
+from sleepnet.evaluation.forgetting import forgetting_of_run
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.training.workdir import differences, load_config, load_params
 
-_WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "Folder of a trained run; may be given several times.", required=True
-)
-_OUT = flags.DEFINE_string("out", None, "Folder for report.md and its figure.", required=True)
+_WORKDIR = cli.define_paths("workdir", "Folder of a trained run; may be given several times.")
+_OUT = cli.define_path("out", None, "Folder for report.md and its figure.", required=True)
 _DISTANCES = flags.DEFINE_list(
     "distances", "1,2,4,8,16,32,64,128,256,512,1024,4096,16384", "In pages."
 )
 _FARTHEST_OF_ALL = flags.DEFINE_integer(
     "farthest_of_all", 512, "Distance beyond which models that keep everything are not asked."
 )
-_COSTS = flags.DEFINE_string(
+_COSTS = cli.define_path(
     "costs", None, "JSON of launch.benchmark --suite=horizon, to show beside accuracy."
 )
 _AGAIN = flags.DEFINE_bool("again", False, "Measure even what forgetting.json already holds.")
 
-FILE = "forgetting.json"
-
 
 def main(_):
     Signals()  # ends at once: what was measured is on disk
-    out, workdirs = pathlib.Path(_OUT.value), list(map(pathlib.Path, _WORKDIR.value))
+    out, workdirs = _OUT.value, _WORKDIR.value
     distances, costs = _distances(), _costs()
     configs = [load_config(workdir) for workdir in workdirs]
     tasks = [_facts(config) for config in configs]
@@ -67,18 +63,10 @@ def main(_):
 def _asked(workdir: pathlib.Path, config: ExperimentConfig, distances) -> dict[int, dict]:
     """By distance, from workdir/forgetting.json as far as it goes."""
     params, step = load_params(workdir, None)
-    path = workdir / FILE
-    stored = {"step": step, "results": {}}
-    if path.exists() and not _AGAIN.value:
-        found = storage.read_json(path)
-        stored = found if found["step"] == step else stored
-    for distance in distances:
-        if str(distance) not in stored["results"]:
-            print(f"{workdir}: {distance} pages back", flush=True)
-            (result,) = forgetting(params, config, (distance,))
-            stored["results"][str(distance)] = vars(result)
-            storage.write_json(path, stored)
-    return {distance: stored["results"][str(distance)] for distance in distances}
+    return forgetting_of_run(
+        workdir, params, config, step, distances, again=_AGAIN.value,
+        on_notice=lambda notice: print(f"{workdir}: {notice}", flush=True),
+    )  # fmt: skip
 
 
 def _facts(config: ExperimentConfig) -> FactsConfig:
@@ -134,7 +122,7 @@ def _distances() -> list[int]:
 def _costs() -> dict | None:
     if _COSTS.value is None:
         return None
-    costs = storage.read_json(pathlib.Path(_COSTS.value))
+    costs = storage.read_json(_COSTS.value)
     suite = costs.get("suite") if isinstance(costs, dict) else None
     if suite != "horizon":
         raise ConfigError(

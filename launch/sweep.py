@@ -25,7 +25,7 @@ from sleepnet import flops, storage, tasks
 from sleepnet.config import ConfigError
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
+_WORKDIR = cli.define_path("workdir", None, "Folder of all runs.", required=True)
 _GRID = flags.DEFINE_multi_string("grid", [], "SECTION.FIELD=VALUE,VALUE; may be repeated.")
 _RANDOM = flags.DEFINE_multi_string("random", [], "SECTION.FIELD=KIND:LOW:HIGH; may be repeated.")
 _SAMPLES = flags.DEFINE_integer("samples", 8, "Of the random fields.", lower_bound=1)
@@ -48,7 +48,7 @@ def main(_):
         _SAMPLES.value,
         _SEED.value,
     )
-    folder = pathlib.Path(_WORKDIR.value)
+    folder = _WORKDIR.value
     if _DRY_RUN.value:
         print(_cost(runs))
         for run in runs:

@@ -24,7 +24,7 @@ from launch.cloud import commands, gcloud
 from launch.cloud.commands import TIERS, Pod
 from launch.cloud.life import Life, plan
 from launch.live_line import notify
-from sleepnet.config import ConfigError
+from sleepnet.config import ConfigError, local_path
 
 _NAME = flags.DEFINE_string("name", None, "Of the request and its machines.", required=True)
 _ACCELERATOR = flags.DEFINE_string("accelerator", "v5litepod-16", "Type, as Cloud TPU names it.")
@@ -33,7 +33,7 @@ _PROJECT = flags.DEFINE_string("project", None, "By default that of gcloud's con
 _TIER = flags.DEFINE_enum("tier", "on-demand", TIERS, "How it is paid for; spot can be taken away.")
 _RUNTIME = flags.DEFINE_string("runtime_version", None, "Image; by default the chip's.")
 _BUCKET = flags.DEFINE_string("bucket", None, "Mounted at /mnt/BUCKET on every machine.")
-_OUT = flags.DEFINE_string("out", None, "Folder here for the results, without checkpoints.")
+_OUT = cli.define_path("out", None, "Folder here for the results, without checkpoints.")
 _HOURS = flags.DEFINE_float("hours", None, "That you expect it to take, to count the cost.")
 _RESUBMIT = flags.DEFINE_integer("resubmit", 0, "Times to run it again when cut short.", 0)
 _KEEP = flags.DEFINE_bool("keep", False, "Leave the machines when the command has ended.")
@@ -53,7 +53,7 @@ def main(argv):
             return 0
         print(_cost(pod))
         _warn_of_changes()
-        out = pathlib.Path(_OUT.value) if _OUT.value else None
+        out = _OUT.value
         well = _judge(pod)
         if _DRY_RUN.value:
             for purpose, command in plan(pod, out, keep=_KEEP.value, doctor=_DOCTOR.value):
@@ -96,6 +96,11 @@ def _check_workdir(pod: Pod):
     """What must outlive the machines, and be seen by all of them, must lie in the bucket."""
     if _DOWN.value or pod.workdir is None:
         return
+    if not pod.workdir.startswith("~"):  # the home of the machines
+        try:
+            local_path(pod.workdir)
+        except ConfigError as error:
+            raise ConfigError(f"--workdir={pod.workdir} of the command: {error}") from None
     if pod.bucket is None:
         if _RESUBMIT.value or pod.accelerator.hosts > 1:
             raise ConfigError(

@@ -7,11 +7,10 @@ As one of several processes of a run: with --distributed where JAX finds its clu
 with --coordinator_address, --num_processes and --process_id; and a workdir that all of them see.
 
 SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint first (twice: stop at once). Exit codes: 0 done, 2 an
-error that the message explains, 75 a run that stood still and was to stop then (try again),
-128 + signal when stopped by one.
+error that the message explains, 75 a run that stood still and was to stop then, or whose TPU chips
+another process holds (try again), 128 + signal when stopped by one.
 """
 
-import json
 import os
 import pathlib
 import platform
@@ -22,20 +21,21 @@ from importlib import metadata
 
 from absl import flags
 
-from launch import cli, distributed
+from launch import cli, compilation_cache, distributed
 from launch.live_line import notify
 from launch.signals import Signals
+from sleepnet import strict_json
 from sleepnet.config import ConfigError
 from sleepnet.storage import StorageError
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
     "workdir", None, "Folder of the run: made new, or resumed.", required=True
 )
 _PROFILE = flags.DEFINE_list(
     "profile_steps", None, "First and last step of a profile, such as 100,110: WORKDIR/profile."
 )
-_CACHE = flags.DEFINE_string(
+_CACHE = cli.define_path(
     "compilation_cache", None,
     "Folder of compiled programs, that later starts reuse; none for no such folder. By default "
     "JAX_COMPILATION_CACHE_DIR, or sleepnet's in the user's cache folder.",
@@ -43,7 +43,6 @@ _CACHE = flags.DEFINE_string(
 flags.mark_flag_as_required("config")
 flags.adopt_module_key_flags(distributed)
 
-STALLED = 75  # EX_TEMPFAIL of sysexits.h: whoever started it may try again
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -54,7 +53,7 @@ def main(_):
     distributed.join(config, _WORKDIR.value)
     signals.install()
     with distributed.parting():
-        _train(config, pathlib.Path(_WORKDIR.value), signals, profile_steps)
+        _train(config, _WORKDIR.value, signals, profile_steps)
 
 
 def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
@@ -63,7 +62,7 @@ def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
     show = _ProgressLine(sys.stderr)
     from sleepnet.training import loop  # heavy: once the config is good
 
-    cache = _use_compilation_cache(_CACHE.value)
+    kept = compilation_cache.use(_CACHE.value)
 
     def on_claimed():
         _record_start(workdir, config)
@@ -72,14 +71,14 @@ def _train(config, workdir: pathlib.Path, signals: Signals, profile_steps):
             f"N = {config.model.passes}, seed {config.training.seed}: {config.training.steps} "
             f"steps of {config.training.batch_size} examples, in {workdir}"
         )
-        show.notice(f"compiled programs are kept in {cache}" if cache else "no program is kept")
+        show.notice(kept)
         if tip := _huge_pages_tip():
             show.notice(tip)
 
     def on_stall(report: str):
         show.notice(report)
         if config.training.stall_stops:
-            os._exit(STALLED)
+            os._exit(cli.TRY_AGAIN)
 
     try:
         state = loop.train(
@@ -111,20 +110,6 @@ def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | Non
         f"--profile_steps must be a first and a last step in 1..{steps}, such as 100,110; got "
         f"{','.join(given)}"
     )
-
-
-def _use_compilation_cache(given: str | None) -> str | None:
-    """Where compiled programs are kept from one start to the next; None: nowhere."""
-    import jax
-
-    if given is None:
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        default = pathlib.Path(home).expanduser() / "sleepnet"
-        given = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
-    folder = None if given == "none" else given
-    jax.config.update("jax_compilation_cache_dir", folder)
-    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    return folder if kept else None
 
 
 def _huge_pages_tip() -> str | None:
@@ -193,7 +178,7 @@ def _record_start(workdir: pathlib.Path, config):
     path = workdir / "starts.jsonl"
     try:
         with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(strict_json.dumps(record) + "\n")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 

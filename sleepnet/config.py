@@ -11,6 +11,7 @@ open is a named field here; its comment says "our choice".
 import dataclasses
 import difflib
 import math
+import os
 import re
 import typing
 from collections.abc import Iterable
@@ -29,7 +30,10 @@ GATHERS = ("block", "step")
 SCHEDULES = ("constant", "cosine")
 ON_BAD_STEP = ("stop", "skip", "rollback")
 ON_SAVE_ERROR = ("stop", "continue")
+SPECIAL_TOKENS = ("text", "control")
 MAX_SEED = 2**63 - 1
+LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # in size, that float32 holds
+MAX_B2 = 0.999999  # 1 - b2, by which a first step divides, is 0 in float32 soon after
 MAX_CHUNK = 1024  # beyond it, sums of strong decays are no longer exact
 KERNEL_CHUNKS = (16, 32, 64, 128)  # of the TPU kernel, whose tiles of bfloat16 have 16 rows
 
@@ -96,7 +100,7 @@ class ModelConfig:
 
     # Numbers. Fast weights, log decays, norms and softmax are float32 whatever stands here, and
     # the products that touch a fast weight always run at the highest precision.
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # bfloat16 for inference alone; training needs float32
     compute_dtype: str = "float32"
     matmul_precision: str = "default"  # of all other products
 
@@ -138,6 +142,11 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ConfigError(
                 f"head_dim must be even, because rotary positions turn pairs; got {self.head_dim}"
+            )
+        if round(self.mlp_ratio * self.d_model) < 1:
+            raise ConfigError(
+                f"mlp_ratio must give the MLP a width of 1 or more with d_model={self.d_model}; "
+                f"got {self.mlp_ratio}; the nearest is {1 / self.d_model}"
             )
         if self.chunk is not None:
             _in_range(self, "chunk", 1, MAX_CHUNK)
@@ -183,6 +192,20 @@ def check_kernel_chunk(chunk: int):
         raise ConfigError(
             f"chunk: backend='pallas' takes {', '.join(map(str, KERNEL_CHUNKS))}; got {chunk}; "
             f"the nearest is {near}"
+        )
+
+
+def check_trainable(model: ModelConfig):
+    """Raise ConfigError for parameters too coarse to be trained.
+
+    In bfloat16 the neighbours of 1.0 lie 4e-3 and 8e-3 away: norms and embeddings, whose updates
+    are about as large as the learning rate, would never move. Inference takes either dtype.
+    """
+    if model.param_dtype != "float32":
+        raise ConfigError(
+            f"model.param_dtype must be float32 in training, because smaller updates are rounded "
+            f"away; got {model.param_dtype!r}; to compute in bfloat16 set "
+            f"model.compute_dtype=bfloat16 and model.param_dtype=float32"
         )
 
 
@@ -377,27 +400,41 @@ class TextConfig:
     is cut, and each piece begins newborn. Every window is scored, and every window sleeps.
 
     Files are .jsonl, an object a line, or .array_record: of such objects, or of tokens as
-    `launch.tokenize` writes them.
+    `launch.tokenize` writes them. A path that exists is taken as it stands, and any other as a
+    pattern. A file may not be named twice; a copy of it may, and counts its text twice. A file of
+    test text that is trained on is refused, also as a copy or as tokens; documents that stand in
+    different files of both are not looked for.
     """
 
     name: str = "text"
-    train_files: tuple[str, ...] = ()  # paths or globs
+    train_files: tuple[str, ...] = ()  # paths or patterns
     test_files: tuple[str, ...] = ()  # held out
     text_field: str = "text"  # of the objects
     tokenizer: str = "bytes"  # or the path of a JSON file of the tokenizers package
+    # How special tokens are read that stand written in documents and prompts: as "text", like any
+    # other; or as "control", the special tokens themselves.
+    special_tokens: str = "text"
     window: int = 64
     windows: int = 8  # of each example, W
     seed: int = 0  # of the order
-    # What was read, file by file; None: as it is found. A run goes on only with the same.
+    # What was read, as "name: content": the tokenizer, then file by file; None: as it is found. A
+    # run goes on only with the same content, wherever it now lies.
     fingerprints: tuple[str, ...] = FOLLOWS
 
     def __post_init__(self):
         _check_types(self)
+        _paths(self, "train_files", "test_files", "tokenizer")
         _one_of(self, "name", ("text",))
+        _one_of(self, "special_tokens", SPECIAL_TOKENS)
         _positive(self, "window", "windows")
         _in_range(self, "seed", 0, MAX_SEED)
         for path in sorted({*self.train_files} & {*self.test_files}):
             raise ConfigError(f"test_files: {path!r} is in train_files too, so it is not held out")
+
+
+def contents(fingerprints: Iterable[str]) -> tuple[str, ...]:
+    """The contents that `TextConfig.fingerprints` tell of, without the names of the files."""
+    return tuple(fingerprint.rpartition(": ")[2] for fingerprint in fingerprints)
 
 
 TASKS = {"depo": DepoConfig, "rule110": Rule110Config, "facts": FactsConfig, "text": TextConfig}
@@ -415,12 +452,17 @@ class TrainingConfig:
 
     muon_learning_rate: float = 2e-3  # of the blocks' matrices (paper: tuned at N = 1)
     adam_learning_rate: float = 5e-5  # of everything else
+    # Of the blocks' matrices; and of embedding, learned positions and head. Norms, convolutions,
+    # A_log and dt_bias never decay.
     muon_weight_decay: float = 0.0
     adam_weight_decay: float = 0.0
     adam_b2: float = 0.95
-    schedule: str = "constant"  # our choice: after warm-up, constant or a cosine down to 0
+    # Our choice: after warm-up, constant or a cosine down to 0. By the step of the run, skipped
+    # steps too.
+    schedule: str = "constant"
     warmup_steps: int = 0  # linear, from 0
-    decay_fraction: float = 0.0  # share of steps, at the end, over which a constant falls to 0
+    # Share of steps, at the end, over which a constant falls to 0; at most those after warm-up.
+    decay_fraction: float = 0.0
     clip_norm: float = 1.0  # global; our choice
 
     log_every: int = 20
@@ -461,7 +503,7 @@ class TrainingConfig:
         _one_of(self, "on_bad_step", ON_BAD_STEP)
         _one_of(self, "on_save_error", ON_SAVE_ERROR)
         _in_range(self, "decay_fraction", 0.0, 1.0)
-        _in_range(self, "adam_b2", 0.0, 1.0)
+        _in_range(self, "adam_b2", 0.0, MAX_B2)
         _divides(self, "parts", "batch_size")
         if 0 < self.spike_factor <= 1:
             raise ConfigError(
@@ -632,6 +674,12 @@ def _check_type(name: str, value: Any, kind: Any):
         raise ConfigError(f"{name} must be of type {kind.__name__}; got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} must be finite; got {value}")
+    if kind is float and value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
+        near = min(max(abs(value), LEAST_FLOAT), MOST_FLOAT) * (1 if value > 0 else -1)
+        raise ConfigError(
+            f"{name} must be 0, or between {LEAST_FLOAT:.3g} and {MOST_FLOAT:.3g} in size, which "
+            f"float32 holds; got {value}; the nearest is {near:.3g}"
+        )
 
 
 def _known(prefix: str, values: Iterable[str], allowed: Iterable[str]):
@@ -654,6 +702,57 @@ def choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = No
     return f"{name}: {reason}; allowed: {listed}; the nearest is {nearest(value, allowed)!r}"
 
 
+def local_path(given: str) -> str:
+    """Expand ~ and ~user, and refuse what no file of this machine can be called.
+
+    Returns:
+      The path, or what is no path but a name of its own (as tokenizer="bytes"), unchanged.
+
+    Raises:
+      ConfigError: a URL, an empty path, or the home of a user that is not known. The message lacks
+        the value and who gave it, for callers to put in front.
+    """
+    if not given:
+        raise ConfigError("the path is empty; leave it out, or name a file or folder")
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", given):  # one letter is a Windows drive
+        raise ConfigError(_no_url(match[1].lower(), given[match.end() :]))
+    if not given.startswith("~"):
+        return given
+    user, path = given[1:].partition("/")[0], os.path.expanduser(given)
+    if path == given or (not user and os.environ.get("HOME") == ""):
+        reason = f"there is no user {user!r} here" if user else "your home is unknown (see HOME)"
+        raise ConfigError(f"{reason}; give the path from the root, such as /home/NAME/...")
+    return path
+
+
+def _no_url(scheme: str, rest: str) -> str:
+    """The message for a URL, with the path that may take its place."""
+    if scheme == "file":
+        return f"a URL is not a path; the nearest is /{rest}"
+    bucket = rest.partition("/")[0] or "BUCKET"
+    how = f" (gcsfuse --implicit-dirs {bucket} /mnt/{bucket})" if scheme in ("gs", "gcs") else ""
+    return (
+        f"a URL is not a path: mount what {scheme}:// names{how} and give the path there, such as "
+        f"/mnt/{rest or bucket}"
+    )
+
+
+def _paths(config, *names: str):
+    """Expands fields that hold a path or several, and refuses URLs."""
+
+    def local(name, given):
+        try:
+            return local_path(given)
+        except ConfigError as error:
+            raise ConfigError(f"{name}={given!r}: {error}") from None
+
+    for name in names:
+        value = getattr(config, name)
+        several = isinstance(value, tuple)
+        paths = tuple(local(name, each) for each in value) if several else local(name, value)
+        object.__setattr__(config, name, paths)
+
+
 def _one_of(config, name: str, allowed: Iterable[Any]):
     value = getattr(config, name)
     if value not in allowed:
@@ -663,7 +762,9 @@ def _one_of(config, name: str, allowed: Iterable[Any]):
 def _positive(config, *names: str):
     for name in names:
         if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} must be above 0; got {getattr(config, name)}")
+            kind = next(field.type for field in dataclasses.fields(config) if field.name == name)
+            near = "; the nearest is 1" if kind is int else ""
+            raise ConfigError(f"{name} must be above 0; got {getattr(config, name)}{near}")
 
 
 def _positive_if_given(config, *names: str):
@@ -673,7 +774,9 @@ def _positive_if_given(config, *names: str):
 def _not_negative(config, *names: str):
     for name in names:
         if getattr(config, name) < 0:
-            raise ConfigError(f"{name} must be 0 or more; got {getattr(config, name)}")
+            raise ConfigError(
+                f"{name} must be 0 or more; got {getattr(config, name)}; the nearest is 0"
+            )
 
 
 def _fraction(config, name: str):

@@ -23,7 +23,7 @@ from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.sleep import sleep
 from sleepnet.types import Array, WakeState, WindowCache
-from sleepnet.wake import check_tokens, unshared, wake
+from sleepnet.wake import check_tokens, of_last_token, unshared, wake
 
 # Several tokens are read in pieces of these sizes, padded: few programs to compile, and of what
 # they compute at least a quarter is used.
@@ -51,7 +51,7 @@ class _Minds(NamedTuple):
 
     tokens_BL: NumPy, what the windows hold in their first `length_B` places; None where unknown.
     length_B: NumPy.
-    logits_BY: behind the last token.
+    logits_BY: after each row's last token; None where no row's are known.
     """
 
     past: Past
@@ -77,6 +77,9 @@ class Decoder:
       tokens_BL: int, what the windows of `state` hold; needed only where they are not empty, and
         an interrupt is to cost nothing.
       logits_BY: what `state` expects, for `logits_BY` before the first token.
+
+    Raises:
+      ValueError: a state of another config, or tokens or logits of another shape.
     """
 
     def __init__(
@@ -116,7 +119,9 @@ class Decoder:
 
     @property
     def logits_BY(self) -> Array | None:
-        """float32, behind the last token that was read; None before the first."""
+        """float32, after the last token that each row has read; None before the first call that
+        reads. A row whose logits are not known yet has zeros: the uniform distribution.
+        """
         return self._now.logits_BY
 
     def wake(self, tokens_B) -> Array:
@@ -153,14 +158,19 @@ class Decoder:
         Args:
           tokens_BT: int token ids, below `config.vocab_size`.
           length_B: how many of the T tokens are valid in each row, a prefix; all by default.
-          logits: "all" (B, T, Y), or "last" (B, Y) at each row's last valid token.
+          logits: "last" (B, Y), which is `logits_BY`: a row that reads nothing keeps its own; or
+            "all" (B, size, Y), where `size` >= T is that of the program, and the places after a
+            row's last valid token hold no prediction.
 
         Returns:
           float32 logits that predict the token after each.
 
         Raises:
-          ValueError: as `sleepnet.wake`, or too many tokens; the state is as before.
+          ValueError: as `sleepnet.wake`, another `logits`, or too many tokens; the state is as
+            before.
         """
+        if logits not in ("all", "last"):
+            raise ValueError(f"logits must be 'all' or 'last'; got {logits!r}")
         given, self._now = self._reading(self._whole(), tokens_BT, length_B, logits)
         return given
 
@@ -168,17 +178,19 @@ class Decoder:
         """Forgets all but the first `length_B` tokens of each window, which are read again.
 
         Args:
-          opening_BY: what was expected when the windows were empty, for `logits_BY` if they are.
+          opening_BY: what was expected when the windows were empty, for `logits_BY` of the rows
+            whose windows then are. By default a row whose window is empty already keeps its
+            logits, and those of the others are no longer known.
 
         Raises:
-          ValueError: lengths that are not those of a part of each window, or windows whose tokens
-            are not known; the state is as before.
+          ValueError: lengths that are not those of a part of each window, logits of another shape,
+            or windows whose tokens are not known; the state is as before.
         """
         length_B, filled_B = np.array(length_B, np.int32), self._now.length_B
         fits = length_B.shape == filled_B.shape and (0 <= length_B) & (length_B <= filled_B)
         if not np.all(fits):
             raise ValueError(f"length_B must lie in 0..{filled_B}; got {length_B}")
-        self._now = self._reread(length_B, opening_BY)
+        self._now = self._reread(length_B, self._opening(opening_BY))
 
     def fork(self) -> "Decoder":
         """Another decoder of the same minds, with a state of its own and the same parameters."""
@@ -207,8 +219,24 @@ class Decoder:
                 raise ValueError(f"tokens_BL must have shape {windows}; got {tokens_BL.shape}")
         elif not length_B.any():
             tokens_BL = np.zeros(windows, np.int32)
+        logits_BY = self._as_logits("logits_BY", logits_BY, len(length_B))
         apart = unstack_state(jax.tree.map(unshared, state))
         return _Minds(*halves(apart), tokens_BL, length_B, logits_BY)
+
+    def _as_logits(self, name: str, logits_BY, rows: int) -> Array | None:
+        if logits_BY is None:
+            return None
+        shape = (rows, self._config.vocab_size)
+        if np.shape(logits_BY) != shape:
+            raise ValueError(f"{name} must have shape {shape}; got {np.shape(logits_BY)}")
+        return jnp.asarray(unshared(logits_BY), jnp.float32)
+
+    def _opening(self, opening_BY) -> Array | None:
+        """The logits of rows without tokens: those given, or of the rows that are so now."""
+        _, _, _, length_B, logits_BY = self._now
+        if opening_BY is not None or logits_BY is None or length_B.all():
+            return self._as_logits("opening_BY", opening_BY, len(length_B))
+        return jnp.where(length_B[:, None] > 0, 0.0, logits_BY)
 
     def _whole(self) -> _Minds:
         """What it knows, after a look whether an interrupt has taken the windows."""
@@ -244,8 +272,11 @@ class Decoder:
             _note(minds.tokens_BL, minds.length_B, tokens_BT, length_B)
         padding = piece_size(self._config, tokens_BT.shape[1]) - tokens_BT.shape[1]
         tokens_BT = np.pad(tokens_BT, ((0, 0), (0, padding)))
+        known_BY = minds.logits_BY
+        if known_BY is None:
+            known_BY = jnp.zeros((len(length_B), self._config.vocab_size))
         given, logits_BY, window = read(
-            self._params.stacked, minds.past, minds.window, tokens_BT, length_B,
+            self._params.stacked, minds.past, minds.window, tokens_BT, length_B, known_BY,
             config=self._config, logits=logits,
         )  # fmt: skip
         length_B = minds.length_B + length_B
@@ -305,21 +336,22 @@ def step(params, past: Past, window: Written, tokens_BT, *, config) -> tuple[Arr
 
 
 @functools.partial(jax.jit, static_argnames=("config", "logits"))
-def read(params, past: Past, window: Written, tokens_BT, length_B, *, config, logits):
+def read(params, past: Past, window: Written, tokens_BT, length_B, known_BY, *, config, logits):
     """`wake` of several tokens.
 
+    Args:
+      known_BY: the logits before, which rows of length 0 keep.
+
     Returns:
-      The logits that are asked for, those behind the last valid tokens, and what was written.
+      The logits that are asked for, those after each row's last token, and what was written.
     """
     given, state = wake(
         params, stacked(joined(past, window)), tokens_BT,
         config=config, length_B=length_B, logits=logits,
     )  # fmt: skip
-    last_BY = given
-    if logits == "all":
-        last_B = jnp.maximum(length_B - 1, 0)
-        last_BY = jnp.take_along_axis(given, last_B[:, None, None], axis=1)[:, 0]
-    return given, last_BY, halves(apart(state))[1]
+    last_BY = of_last_token(given, length_B) if logits == "all" else given
+    last_BY = jnp.where(length_B[:, None] > 0, last_BY, known_BY)
+    return given if logits == "all" else last_BY, last_BY, halves(apart(state))[1]
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -37,7 +37,7 @@ from sleepnet import cache, parallel
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.mind_file import Mind
 from sleepnet.model import check_params
-from sleepnet.nap import begin_sleep, continue_sleep, finish_sleep
+from sleepnet.nap import begin_own_sleep, continue_sleep, finish_sleep
 from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
@@ -643,7 +643,7 @@ class _InSlices:
 
     def __init__(self, params, state: WakeState, config, passes, tokens):
         self._params, self._state, self._tokens = params, state, tokens
-        self._nap = begin_sleep(state, config=config, passes=passes)
+        self._nap = begin_own_sleep(state, config=config, passes=passes)
 
     def go_on(self) -> WakeState | None:
         """The group's minds, once all is done."""

@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from sleepnet import cache, storage
+from sleepnet import cache, storage, strict_json
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.sampling import Sampling
 from sleepnet.sleep_policies import POLICIES, Policy
@@ -100,7 +99,7 @@ class Mind:
 
 def fingerprint(params) -> str:
     """Equal for two trees of parameters only if all their values are."""
-    text = json.dumps(storage.digests(params), sort_keys=True)
+    text = strict_json.dumps(storage.digests(params), sort_keys=True)
     return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 

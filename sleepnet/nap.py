@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sleepnet import cache, model
+from sleepnet import cache, model, storage
 from sleepnet.config import ModelConfig, split_pattern
 from sleepnet.sleep import check_sleep, commit
 from sleepnet.types import DeltaCache, WakeState, WindowCache
@@ -31,6 +31,8 @@ class Nap:
       working fast weights of the pass in progress, and each token's features of the last pass
       that read it.
     rows_B: the rows that sleep; None for all.
+    found_B4: uint32, a hash of what each row held when the nap began; None in a nap of
+      `begin_own_sleep`.
     pass_tokens, core_tokens, all_tokens, read_tokens: int32 scalars: of one pass (those of the
       longest row that sleeps), of all that run the core, of the whole sleep, and done. They are
       NumPy's, so that asking for them waits for no device.
@@ -39,6 +41,7 @@ class Nap:
 
     window: WindowCache
     rows_B: Any
+    found_B4: Any
     pass_tokens: np.int32
     core_tokens: np.int32
     all_tokens: np.int32
@@ -66,14 +69,27 @@ def begin_sleep(
             nap = continue_sleep(params, nap, tokens=64)
         state = finish_sleep(nap, state)
 
-    is `sleep(params, state, config=config)`, to float32 rounding. Nothing is computed here: the
-    call only waits for the lengths of the rows, to read no further than the longest.
+    is `sleep(params, state, config=config)`, to float32 rounding. Nothing is computed here but a
+    hash of each row, by which `finish_sleep` knows it again; the call waits only for the lengths of
+    the rows, to read no further than the longest.
 
     Args:
       state, passes, rows_B: as for `sleep`.
 
     Raises:
       ValueError: as `sleep`.
+    """
+    nap = begin_own_sleep(state, config=config, passes=passes, rows_B=rows_B)
+    return dataclasses.replace(nap, found_B4=_hash_rows(state))
+
+
+def begin_own_sleep(
+    state: WakeState, *, config: ModelConfig, passes: int | None = None, rows_B=None
+) -> Nap:
+    """Begin a sleep of a state that nobody else has; arguments and errors as for `begin_sleep`.
+
+    Its caller vouches that `finish_sleep` is given the same rows, which then compares their lengths
+    alone and waits for no hash.
     """
     passes, rows_B = check_sleep(config, state, passes, rows_B)
     window, length_B = state.window, state.window.length_B
@@ -87,7 +103,7 @@ def begin_sleep(
     with_coda = passes > 1 and split_pattern(config.pattern)["coda"] != ""
     core_tokens = (passes - 1) * pass_tokens
     counts = (pass_tokens, core_tokens, core_tokens + with_coda * pass_tokens, 0)
-    return Nap(window, rows_B, *map(np.int32, counts), config=config)
+    return Nap(window, rows_B, None, *map(np.int32, counts), config=config)
 
 
 def continue_sleep(params, nap: Nap, *, tokens: int) -> Nap:
@@ -127,12 +143,15 @@ def finish_sleep(nap: Nap, state: WakeState) -> WakeState:
     """Commits a nap that is done: what `sleep` returns.
 
     Args:
-      state: the minds as they are now. The rows that sleep must be as the nap found them; the
-        others may have read on, and stay as they are.
+      state: the minds as they are now. The rows that sleep must be as the nap found them: their
+        fast weights and the features of their windows are compared bit for bit, by a hash of 128
+        bits. The others may have read on, and stay as they are.
 
     Raises:
-      ValueError: there are tokens left; or, where the values are at hand, a row that sleeps has
-        read or slept meanwhile.
+      ValueError: there are tokens left; or, where the values are at hand, a row that sleeps is not
+        as the nap found it, because it has read or slept meanwhile or is another state's. Under a
+        transformation such as jit nothing can be compared: what the nap made is committed to any
+        state.
     """
     cache.check_state(nap.config, state)
     if not nap.done:
@@ -140,25 +159,45 @@ def finish_sleep(nap: Nap, state: WakeState) -> WakeState:
             f"the nap has read {nap.read_tokens} of {nap.all_tokens} tokens: `continue_sleep` "
             f"until it is done, or drop it and keep the state"
         )
-    _check_asleep(nap, state.window.length_B)
+    _check_asleep(nap, state)
     fast_weights = cache.fast_weights_of(nap.window.blocks)
     return commit(state, fast_weights, nap.rows_B, config=nap.config)
 
 
-def _check_asleep(nap: Nap, length_B):
-    found_B = nap.window.length_B
+def _check_asleep(nap: Nap, state: WakeState):
+    found_B, length_B = nap.window.length_B, state.window.length_B
     if found_B.shape != length_B.shape:
         raise ValueError(
             f"the nap is of {found_B.shape[0]} rows, and the state has {length_B.shape[0]}"
         )
-    if not all(map(at_hand, (found_B, length_B, nap.rows_B))):
+    if not all(map(at_hand, (found_B, length_B, nap.rows_B, nap.found_B4))):
         return
+    asleep_B = True if nap.rows_B is None else np.asarray(nap.rows_B)
     moved_B = np.asarray(found_B) != np.asarray(length_B)
-    for row in np.flatnonzero(moved_B if nap.rows_B is None else moved_B & nap.rows_B):
+    for row in np.flatnonzero(moved_B & asleep_B):
         raise ValueError(
             f"row {row} sleeps with {found_B[row]} tokens in its window, and the state now has "
             f"{length_B[row]}: wake only the rows that are not in `rows_B`"
         )
+    if nap.found_B4 is None:
+        return
+    changed_B = (np.asarray(nap.found_B4) != np.asarray(_hash_rows(state))).any(axis=1)
+    for row in np.flatnonzero(changed_B & asleep_B):
+        raise ValueError(
+            f"row {row} is not the one that fell asleep: its fast weights or its window of "
+            f"{length_B[row]} tokens are others. Give the state that `begin_sleep` was given, in "
+            f"which only rows that are not in `rows_B` have read; or begin a new sleep"
+        )
+
+
+@jax.jit
+def _hash_rows(state: WakeState):
+    """A hash of all that the result of a sleep follows from: fast weights and features."""
+    window = state.window
+    is_valid_BL = jnp.arange(window.features_BLD.shape[1]) < window.length_B[:, None]
+    features_BLD = jnp.where(is_valid_BL[..., None], window.features_BLD, 0)
+    fast_weights = jax.tree.leaves(state.fast_weights)
+    return storage.hash_rows([features_BLD, *fast_weights], [0] + [1] * len(fast_weights))
 
 
 def _awoken(state: WakeState, part):

@@ -63,7 +63,8 @@ class Slots:
           draw_B, samplers: as for `sample`.
 
         Returns:
-          tokens_B, int32: -1 where the logits are not numbers; and the float32 logits_BY.
+          tokens_B, int32: -1 where the logits are not numbers; and the float32 logits_BY. Both
+          mean nothing in rows that do not read.
         """
         drawn_B, logits_BY, self._state = _read_one(
             self._params.apart, self._state, tokens_B, reads_B, draw_B, samplers,

@@ -1,17 +1,21 @@
 """Files that can be trusted: atomic writes, and a digest per array that loading verifies."""
 
+import contextlib
+import functools
 import hashlib
-import json
 import math
 import os
 import pathlib
-import tempfile
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+from sleepnet import strict_json
 
 LANES = 4  # of 32 bits, of which a digest is made
 # Odd, so that multiplying by them is a bijection, and half of their bits are set.
@@ -52,34 +56,38 @@ def _target(path: str | os.PathLike) -> pathlib.Path:
 
 
 def _replace(path: pathlib.Path, data: bytes):
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Name a new file that takes the place of `path` when the block ends, and goes if it fails.
+
+    No other thread or process gets the same name. Whoever creates the file leaves its mode to the
+    kernel, which applies the umask; a program cannot ask for its umask without setting it, for all
+    of its threads.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are for their owner alone
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_json(path: pathlib.Path, value: Any):
-    """`write_atomic` of indented JSON."""
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
+    """`write_atomic` of indented `strict_json`."""
+    write_atomic(path, strict_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
     """Raises StorageError if the file is not there or is not JSON."""
     try:
-        return json.loads(pathlib.Path(path).read_bytes())
+        return strict_json.loads(pathlib.Path(path).read_bytes())
     except FileNotFoundError:
         raise StorageError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
@@ -91,8 +99,9 @@ def prepare_folder(path: pathlib.Path):
     path = pathlib.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _replace(path / ".writable", b"a byte, for which a full disk has no room")
-        (path / ".writable").unlink()
+        probe = path / f".writable-{secrets.token_hex(8)}"  # others may look at the same time
+        _replace(probe, b"a byte, for which a full disk has no room")
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"cannot write to {path}: {error.strerror}; name another folder"
@@ -150,13 +159,39 @@ def _hash_shard(x, starts, strides):
     for axis in range(x.ndim):
         places = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) + starts[axis]
         index += places * strides[axis]
+    return _sum_lanes(words, index, range(words.ndim))
+
+
+def hash_rows(arrays: Sequence[jax.Array], axes: Sequence[int]) -> jax.Array:
+    """Hash the bits that each row of a batch has in several arrays, where they lie.
+
+    Args:
+      arrays: of any shapes and dtypes.
+      axes: the batch axis of each.
+
+    Returns:
+      uint32 of shape (B, LANES). A row in which one word has changed has another hash for certain,
+      one with any other change with probability at least 1 - 2**-64.
+    """
+    hashes, start = [], 0
+    for array, axis in zip(arrays, axes, strict=True):
+        words = jnp.moveaxis(_words(array), axis, 0)
+        words = words.reshape(len(words), -1)
+        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, 1) + np.uint32(start % 2**32)
+        hashes.append(_sum_lanes(words, index, [1]))
+        start += words.shape[1]
+    return functools.reduce(jnp.add, hashes)
+
+
+def _sum_lanes(words, index, axes: Iterable[int]) -> jax.Array:
+    """The sum of each lane over some axes; the lanes are the last axis of the result."""
     # One reduction for all lanes: four would each write an array of this size.
     zero = (np.uint32(0),) * LANES
 
     def add(these, those):
         return tuple(a + b for a, b in zip(these, those, strict=True))
 
-    return jnp.stack(jax.lax.reduce(_lanes(words, index), zero, add, tuple(range(words.ndim))))
+    return jnp.stack(jax.lax.reduce(_lanes(words, index), zero, add, tuple(axes)), axis=-1)
 
 
 def _hash_array(array: np.ndarray) -> np.ndarray:
@@ -249,7 +284,7 @@ def read_arrays(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarra
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        sealed = json.loads(line)
+        sealed = strict_json.loads(line)
     except ValueError:
         raise StorageError(f"{path} is damaged in its first line, or no file of arrays") from None
     whole = unseal(sealed, str(path))
@@ -270,8 +305,8 @@ def read_arrays(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 
 def _line(sealed: dict[str, Any]) -> bytes:
-    return json.dumps(sealed, separators=(",", ":")).encode() + b"\n"
+    return strict_json.dumps(sealed, separators=(",", ":")).encode() + b"\n"
 
 
 def _seal(record):
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps(record, sort_keys=True).encode()).hexdigest()

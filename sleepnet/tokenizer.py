@@ -1,9 +1,11 @@
 """Text into token ids and back, and ids into names for people."""
 
 import abc
+import collections
 import functools
 import hashlib
 import itertools
+import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sleepnet.config import ConfigError
+from sleepnet.config import SPECIAL_TOKENS, ConfigError, TextConfig, choices, contents
+from sleepnet.input_files import regular_status
 
 BYTES = "bytes"
 CONTEXT = 3  # tokens on which the text of the next may depend: of four bytes, the first three
@@ -22,7 +25,7 @@ _BYTE_NAME = re.compile("<0x[0-9A-Fa-f]{2}>")  # of byte fallback
 
 class Tokenizer(abc.ABC):
     """Attributes:
-    identity: equal for two tokenizers only if they give the same tokens.
+    identity: equal for two tokenizers only if they give the same tokens. It holds no ": ".
     vocab_size: every id lies below it.
     """
 
@@ -37,6 +40,18 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, with nothing added before or after."""
+
+    @abc.abstractmethod
+    def lost_bytes(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> list[int]:
+        """Count the bytes of each text, in UTF-8, that its tokens do not determine.
+
+        Bits per byte are only comparable where nothing is lost: a model of the tokens need not
+        predict the rest.
+
+        Args:
+          texts: the texts.
+          encoded: what `encode` returned for them.
+        """
 
     @abc.abstractmethod
     def token_name(self, token: int) -> str:
@@ -107,6 +122,9 @@ class _Bytes(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8) for text in texts]
 
+    def lost_bytes(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> list[int]:
+        return [0] * len(texts)
+
     def token_name(self, token: int) -> str:
         return chr(token) if 0x21 <= token <= 0x7E else f"<0x{token:02X}>"
 
@@ -123,18 +141,65 @@ _BYTES = _Bytes()
 class _FromFile(Tokenizer):
     """A JSON file of the `tokenizers` package."""
 
-    def __init__(self, content: bytes, tokenizer: Any):
+    def __init__(self, content: bytes, tokenizer: Any, special_tokens: str):
         self.identity = f"sha256 {hashlib.sha256(content).hexdigest()}"
         self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
         self._bytes = self._decoder is not None and self._decoder.decode(["<0x41>"]) == "A"
-        tokenizer.no_truncation()  # a file may ask for either, and neither is for a corpus
+        tokenizer.no_truncation()  # a file may ask for these, and none is for a corpus
         tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None):  # draws other tokens at every start
+            tokenizer.model.dropout = None
+        self._unknown = _unknown_token(content, tokenizer)
+        has_special = any(t.special for t in tokenizer.get_added_tokens_decoder().values())
+        if special_tokens == "text" and has_special:
+            tokenizer.encode_special_tokens = True  # "encode" here means: like any other text
+            self.identity += ", special tokens as text"
         # Ids may have holes, so that there are fewer of them than the largest tells.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encoded]
+
+    def lost_bytes(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> list[int]:
+        """See `Tokenizer.lost_bytes`.
+
+        Decoders are often no exact inverse, so that they give other text is not enough to speak of
+        loss. Two things are: another text with the same tokens, which then lacks the characters
+        that are lost; and characters within no token, or within the token of unknown text.
+        """
+        ids = [each.tolist() for each in encoded]
+        lost: dict[int, int] = {}
+        for write in (self._decode, self._join):
+            left = [i for i in range(len(ids)) if i not in lost and self._unknown not in ids[i]]
+            others = dict(zip(left, write([ids[i] for i in left]), strict=True))
+            lost |= {i: 0 for i, other in others.items() if _body(other) == _body(texts[i])}
+            differ = [i for i in left if i not in lost]
+            again = self.encode([others[i] for i in differ])
+            lost |= {
+                i: _missing_bytes(texts[i], others[i])
+                for i, other_ids in zip(differ, again, strict=True)
+                if np.array_equal(other_ids, encoded[i])
+            }
+        return [
+            lost[i] if i in lost else self._uncovered_bytes(text) for i, text in enumerate(texts)
+        ]
+
+    def _decode(self, ids: Sequence[list[int]]) -> list[str]:
+        return self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+
+    def _join(self, ids: Sequence[list[int]]) -> list[str]:
+        """Write tokens one after another, as is right for some files without a decoder."""
+        return ["".join(map(self._tokenizer.id_to_token, each)) for each in ids]
+
+    def _uncovered_bytes(self, text: str) -> int:
+        """Count bytes outside all known tokens; but white space, which offsets often leave out."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        covered = np.zeros(len(text), bool)
+        for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            covered[start:stop] |= token != self._unknown
+        left = (text[i] for i in np.flatnonzero(~covered))
+        return sum(len(character.encode()) for character in left if not character.isspace())
 
     def token_name(self, token: int) -> str:
         return self._tokenizer.id_to_token(token) or f"<{token}>"
@@ -147,6 +212,24 @@ class _FromFile(Tokenizer):
         if self._decoder is None:
             return " ".join(names)
         return self._decoder.decode(list(_without_invalid_bytes(names) if self._bytes else names))
+
+
+def _unknown_token(content: bytes, tokenizer: Any) -> int | None:
+    """The id that stands for any text outside the vocabulary, if there is one."""
+    model = json.loads(content)["model"]
+    token = model.get("unk_token")
+    return model.get("unk_id") if token is None else tokenizer.token_to_id(token)
+
+
+def _body(text: str) -> str:
+    """A text but for one space at its start, where many tokenizers put one if there is none."""
+    return text.removeprefix(" ")
+
+
+def _missing_bytes(text: str, other: str) -> int:
+    """Count the bytes of the characters of a text that another has less often."""
+    missing = collections.Counter(_body(text)) - collections.Counter(_body(other))
+    return sum(len(character.encode()) * count for character, count in missing.items())
 
 
 def _without_invalid_bytes(names: Iterable[str]) -> Iterator[str]:
@@ -163,30 +246,51 @@ def _without_invalid_bytes(names: Iterable[str]) -> Iterator[str]:
                 yield from (f"<0x{byte:02X}>" for byte in character.encode())
 
 
-def load_tokenizer(name: str, field: str = "tokenizer") -> Tokenizer:
+def load_tokenizer(name: str, field: str = "tokenizer", special_tokens: str = "text") -> Tokenizer:
     """Bytes, or a JSON file of the `tokenizers` package.
 
     Args:
       name: "bytes", or the path of the file.
       field: which setting named it, for errors.
+      special_tokens: what becomes of a special token that is written out in text, such as
+        "<|endoftext|>": "text", the tokens of its characters; or "control", the special token. Text
+        from others should not be able to write control tokens.
 
     Raises:
       ConfigError: no such file, a damaged one, or the `tokenizers` package is missing.
     """
+    if special_tokens not in SPECIAL_TOKENS:
+        raise ConfigError(choices("special_tokens", special_tokens, SPECIAL_TOKENS))
     if name == BYTES:
         return _BYTES
     try:
+        regular_status(name)
         content = pathlib.Path(name).read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{field}: {name!r} cannot be read ({error.strerror}); allowed: 'bytes', or the "
             f"path of a JSON file of the tokenizers package"
         ) from None
-    return _parse(name, content, field)
+    return _parse(name, content, field, special_tokens)
+
+
+def task_tokenizer(config: TextConfig) -> Tokenizer:
+    """Load the tokenizer of a task of text.
+
+    Raises:
+      ConfigError: as `load_tokenizer`; or `config.fingerprints` tells of another tokenizer.
+    """
+    known = load_tokenizer(config.tokenizer, "task.tokenizer", config.special_tokens)
+    if config.fingerprints and known.identity != (before := contents(config.fingerprints)[0]):
+        raise ConfigError(
+            f"task.tokenizer: {config.tokenizer} is {known.identity}, and this run was made with "
+            f"{before}; name that one, or begin another run"
+        )
+    return known
 
 
 @functools.lru_cache(maxsize=4)
-def _parse(name: str, content: bytes, field: str) -> Tokenizer:
+def _parse(name: str, content: bytes, field: str, special_tokens: str) -> Tokenizer:
     try:
         import tokenizers
     except ImportError:
@@ -194,7 +298,8 @@ def _parse(name: str, content: bytes, field: str) -> Tokenizer:
             f"{field}={name!r} needs the tokenizers package: pip install 'sleepnet[text]'"
         ) from None
     try:
-        tokenizer = _FromFile(content, tokenizers.Tokenizer.from_buffer(content))
+        parsed = tokenizers.Tokenizer.from_buffer(content)
+        tokenizer = _FromFile(content, parsed, special_tokens)
     except Exception as error:  # the package raises bare Exceptions
         raise ConfigError(
             f"{field}: {name} is damaged, or no JSON file of the tokenizers package: {error}"

@@ -51,7 +51,9 @@ def wake(
       logits: "all" (B, T, Y), "last" (B, Y) at each row's last valid token, or "none".
 
     Returns:
-      float32 logits that predict the token after each (None for "none"), and the new state.
+      float32 logits that predict the token after each (None for "none"), and the new state. A row
+      of length 0 has zeros for "last": the uniform distribution, since nothing was read that could
+      predict. The places of "all" after a row's last valid token hold no prediction.
 
     Raises:
       ValueError: shapes that do not fit, T above the window, an unknown `logits`; and, where
@@ -149,15 +151,22 @@ def _check_values(config, filled_B, tokens_BT, length_B):
     check_vocabulary(config, tokens_BT, np.arange(T) < length_B[:, None])
 
 
-def check_vocabulary(config: ModelConfig, tokens, valid=True):
-    """Raises ValueError for the first valid token id outside the vocabulary; NumPy arrays, of rows
-    or of one row alone."""
+def check_vocabulary(
+    config: ModelConfig, tokens, valid: bool | np.ndarray = True, *, what: str = "token id"
+):
+    """Check that valid token ids lie in the vocabulary; ValueError names the first that does not.
+
+    Args:
+      tokens, valid: NumPy arrays, of windows of rows, of rows, or of one row alone.
+      what: the name of such an id in the message.
+    """
     last = config.vocab_size - 1
     for place in np.argwhere(valid & ((tokens < 0) | (tokens > last))):
         token, row = tokens[tuple(place)], f" in row {place[0]}" if tokens.ndim > 1 else ""
+        window = f" of window {place[1]}" if tokens.ndim > 2 else ""
         raise ValueError(
-            f"token id {token}{row} at place {place[-1]} is outside the vocabulary: ids lie in "
-            f"0..{last}; the nearest is {min(max(token, 0), last)}"
+            f"{what} {token}{row} at place {place[-1]}{window} is outside the vocabulary: ids lie "
+            f"in 0..{last}; the nearest is {min(max(token, 0), last)}"
         )
 
 
@@ -177,7 +186,13 @@ def at_hand(x) -> bool:
 def _read(params, y_BTD, length_B, config, logits):
     if logits == "none":
         return None
-    if logits == "last":
-        last_B = jnp.maximum(length_B - 1, 0)
-        y_BTD = jnp.take_along_axis(y_BTD, last_B[:, None, None], axis=1)[:, 0]
-    return model.logits(params, y_BTD, config=config)
+    if logits == "all":
+        return model.logits(params, y_BTD, config=config)
+    y_BD = of_last_token(y_BTD, length_B)
+    return jnp.where(length_B[:, None] > 0, model.logits(params, y_BD, config=config), 0.0)
+
+
+def of_last_token(x_BTD, length_B):
+    """Select what stands at each row's last valid token; at the first place where there is none."""
+    last_B = jnp.maximum(length_B - 1, 0)
+    return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]

@@ -1,5 +1,6 @@
 """What every test runs under: eight virtual CPU devices, strict dtypes, patient hypothesis."""
 
+import gc
 import os
 import sys
 
@@ -11,10 +12,16 @@ sys.path.insert(0, os.path.dirname(__file__))  # for the helpers `agreement` and
 
 import hypothesis
 import jax
+import pytest
+import waiting
+
+from launch.ports import reserved_port
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-hypothesis.settings.register_profile("sleepnet", deadline=None)
+hypothesis.settings.register_profile(
+    "sleepnet", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("sleepnet")
 
 
@@ -22,3 +29,25 @@ def pytest_configure(config):
     # Compiling is most of the suite's time: tests, and the next run, share compiled programs.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))  # of child processes
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+@pytest.fixture(autouse=True)
+def no_program_is_left_running():
+    yield
+    waiting.end_programs()
+
+
+@pytest.fixture
+def port():
+    """A port that no other program is given while the test runs."""
+    with reserved_port() as number:
+        yield number
+
+
+@pytest.fixture
+def no_garbage():
+    """What earlier tests have left is gone, so that none of it goes while arrays are counted."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

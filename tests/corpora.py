@@ -37,7 +37,27 @@ def write_jsonl(path: pathlib.Path, texts: Sequence[str], field: str = "text") -
     return str(path)
 
 
-def write_tokenizer(path):
+def write_records(path: pathlib.Path, texts: Sequence[str]) -> str:
+    """One object a record; the path, for a config."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for text in texts:
+        writer.write(json.dumps({"text": text}).encode())
+    writer.close()
+    return str(path)
+
+
+def write_letters(path: pathlib.Path, letters: str) -> str:
+    """A tokenizer that knows these letters, and drops all others."""
+    import tokenizers
+
+    vocab = {letter: i for i, letter in enumerate(letters)}
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[])).save(str(path))
+    return str(path)
+
+
+def write_tokenizer(path, special: Sequence[str] = ()):
     """A small byte-pair tokenizer, learnt on the words of the corpus, that asks for truncation."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -49,6 +69,7 @@ def write_tokenizer(path):
     )
     tokenizer.train_from_iterator(documents(0, [50] * 20), trainer)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special))
     tokenizer.enable_truncation(4)
     tokenizer.save(str(path))
     return str(path)

@@ -22,7 +22,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -34,6 +33,7 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
+from launch.ports import reserved_port
 from sleepnet import storage
 from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from sleepnet.training import held_out, loop, newborn
@@ -59,7 +59,7 @@ PHASES = ("restore", "save", "compile", "data", "step", "evaluate")
 MOMENTS = {"restore": 1, "compile": 1, "save": 4, "evaluate": 6}  # times that a phase is met: ..
 AT_MOST = 30  # of the others
 ANEW = 0.1  # share of lives that trace and compile all
-LIFE_SECONDS = 300  # a life that takes longer is stuck
+LIFE_SECONDS = 600  # a life that takes longer is stuck
 
 
 class Remembered(Program):
@@ -84,8 +84,11 @@ class Life:
     """Forked processes that train in a workdir, and tell of their phases."""
 
     def __init__(self, workdir, processes, cache, log, anew=False):
-        self.processes, self.phase = {}, None
-        port = _free_port() if processes > 1 else None
+        self.processes, self.phase, self._log = {}, None, log
+        self._held = contextlib.ExitStack()  # until all have ended
+        port = self._held.enter_context(reserved_port())
+        signal.signal(signal.SIGALRM, self._give_up)
+        signal.alarm(LIFE_SECONDS)
         reader, writer = os.pipe()
         for index in range(processes):
             pid = os.fork()
@@ -118,7 +121,16 @@ class Life:
     def wait(self):
         """Exit codes of all; kills are negative."""
         self._phases.close()
-        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.processes.values()]
+        pids = self.processes.values()
+        with self._held:
+            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        signal.alarm(0)
+        return codes
+
+    def _give_up(self, *_):
+        for pid in self.processes.values():
+            os.kill(pid, signal.SIGKILL)
+        sys.exit(f"a life did not end in {LIFE_SECONDS} s: see {self._log}")
 
 
 def _live(workdir, index, processes, port, cache, log, phases, anew):
@@ -180,7 +192,6 @@ def killed_once(workdir, processes, cache, log, seconds, dice):
         cache = pathlib.Path(tempfile.mkdtemp(dir=workdir.parent))
         target, meeting, delay = "compile", 1, dice.uniform(0, 4.0)
     life = Life(workdir, processes, cache, log, anew)
-    signal.alarm(LIFE_SECONDS)
     for phase in life.phases():
         meeting -= phase == target
         if phase == target and meeting == 0:
@@ -192,7 +203,6 @@ def killed_once(workdir, processes, cache, log, seconds, dice):
         if any(codes):
             sys.exit(f"a life ended by itself with {codes}: see {log}")
         life.phase = None
-    signal.alarm(0)
     if anew:
         shutil.rmtree(cache)
     return life.phase
@@ -228,12 +238,6 @@ def _differences(workdir, reference):
     for (path, a), (_, b) in zip(*states, strict=True):
         if not np.array_equal(a, b) or np.asarray(a).dtype != np.asarray(b).dtype:
             yield f"{jax.tree_util.keystr(path)} of {workdir}"
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main():

@@ -2,24 +2,33 @@
 
 import dataclasses
 import json
+import typing
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sleepnet.config import (
+    MAX_B2,
     REMAT_LEVELS,
     ConfigError,
     DepoConfig,
     EvaluationConfig,
     ExperimentConfig,
+    FactsConfig,
+    MeshConfig,
     ModelConfig,
     Rule110Config,
+    TextConfig,
     TrainingConfig,
     from_dict,
     shortest_period,
     split_pattern,
 )
+from sleepnet.training.optimizer import optimizer
 
 
 def model(**changes):
@@ -54,6 +63,7 @@ BAD_MODELS = {
     "remat": (None, r"remat must be of type str; got None"),
     "unroll": (1, r"unroll must be of type bool; got 1"),
     "init_scale": (float("inf"), r"init_scale must be finite; got inf"),
+    "mlp_ratio": (0.01, r"a width of 1 or more with d_model=16; got 0\.01; the nearest is 0\.0625"),
     "init_timestep": ((0.03, 0.02), r"init_timestep must be \(low, high\).*got \(0\.03, 0\.02\)"),
 }
 
@@ -105,7 +115,23 @@ BAD_SECTIONS = [
     (TrainingConfig, {"muon_weight_decay": float("nan")}, r"muon_weight_decay must be finite"),
     (TrainingConfig, {"schedule": "cos"}, r"schedule: got 'cos'; .*'cosine'"),
     (TrainingConfig, {"clip_norm": 0.0}, r"clip_norm must be above 0; got 0\.0"),
-    (TrainingConfig, {"adam_b2": 1.5}, r"adam_b2 must lie in 0\.0\.\.1\.0; got 1\.5"),
+    (TrainingConfig, {"adam_b2": 1.0}, r"in 0\.0\.\.0\.999999; got 1\.0; the nearest is 0\.999999"),
+    (TrainingConfig, {"adam_b2": 1 - 1e-9}, r"adam_b2 must lie in .*the nearest is 0\.999999"),
+    (TrainingConfig, {"adam_b2": -0.1}, r"adam_b2 must lie in .*got -0\.1; the nearest is 0\.0"),
+    (
+        TrainingConfig,
+        {"adam_weight_decay": -0.1},
+        r"must be 0 or more; got -0\.1; the near",
+    ),
+    (TrainingConfig, {"adam_learning_rate": 0.0}, r"adam_learning_rate must be above 0; got 0\.0"),
+    (TrainingConfig, {"muon_learning_rate": -1}, r"muon_learning_rate must be above 0; got -1$"),
+    (TrainingConfig, {"steps": 0}, r"steps must be above 0; got 0; the nearest is 1"),
+    (
+        TrainingConfig,
+        {"decay_fraction": 1.1},
+        r"must lie in .*got 1\.1; the nearest is 1",
+    ),
+    (TrainingConfig, {"stall_seconds": -1.0}, r"stall_seconds must be 0 or more; got -1\.0"),
     (TrainingConfig, {"on_bad_step": "skp"}, r"on_bad_step: got 'skp'; .*nearest is 'skip'"),
     (TrainingConfig, {"spike_factor": 0.5}, r"spike_factor must be above 1, or 0 for never"),
     (TrainingConfig, {"best_kept": 2}, r"best_kept=2 needs evaluate_every above 0"),
@@ -123,6 +149,38 @@ def test_a_bad_task_or_run_is_named_with_what_is_allowed(section, changes, messa
     """The same for tasks, training and evaluation."""
     with pytest.raises(ConfigError, match=message):
         section(**changes)
+
+
+CLASSES = [
+    ModelConfig, DepoConfig, Rule110Config, FactsConfig, TextConfig, TrainingConfig,
+    EvaluationConfig, MeshConfig,
+]  # fmt: skip
+FLOATS = [
+    (cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls)
+    if float in (field.type, *typing.get_args(field.type))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, 1e-60, 10**99])
+@pytest.mark.parametrize(("cls", "field"), FLOATS, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_no_field_takes_a_number_that_float32_does_not_hold(cls, field, value):
+    """Neither what is not finite nor what becomes infinity or 0 on the device."""
+    needed = {"vocab_size": 8} if cls is ModelConfig else {}
+    pair = next(f.type for f in dataclasses.fields(cls) if f.name == field) is not float
+    with pytest.raises(ConfigError, match=f"{field} must be (finite|0, or between)"):
+        cls(**needed, **{field: (value, value) if pair else value})
+
+
+@pytest.mark.parametrize("b2", [0.0, MAX_B2])
+def test_the_ends_of_the_range_of_b2_train(b2):
+    """Updates are finite from the first step on."""
+    with jax.numpy_dtype_promotion("standard"):
+        adam = optimizer(TrainingConfig(adam_b2=b2, adam_learning_rate=0.1))
+        params = {"head": jnp.ones(3)}
+        state = adam.init(params)
+        for gradient in ([1.0, 1e-3, -2.0], [0.0, 1.0, 1.0], [-1.0, 1e-6, 0.0]):
+            updates, state = adam.update({"head": jnp.array(gradient)}, state, params)
+            assert np.isfinite(updates["head"]).all()
 
 
 @pytest.mark.parametrize(

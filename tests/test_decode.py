@@ -1,6 +1,7 @@
 """Decoder: the same minds as those of `wake` and `sleep`, in a state updated in place."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -103,6 +104,65 @@ def test_an_interrupt_within_a_token_costs_nothing(config, monkeypatch):
         unknown.wake(tokens_B)
     unknown.state = state
     assert_agree(unknown.state, state)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kinds"),
+    [((2,), ["last"]), (decode._PIECES, ["last", "all"])],
+    ids=["several pieces", "one piece"],
+)
+def test_each_rows_logits_are_those_after_its_own_last_token(pieces, kinds, monkeypatch):
+    """Whatever the other rows read: in calls that leave rows out, when windows are read again in
+    one piece or in several, after an interrupt, and in `wake` of all rows. The oracle is one
+    `wake` over the whole windows."""
+    monkeypatch.setattr(decode, "_PIECES", pieces)
+    tokens, whole = stream()[:, 0], woken(TINY)[0]
+    opening = np.random.default_rng(0).normal(size=(B, TINY.vocab_size)).astype(np.float32)
+
+    def assert_expects(decoder, length_B, unread):
+        last = whole[np.arange(B), np.maximum(length_B, 1) - 1]
+        expected = np.where(np.array(length_B)[:, None] > 0, last, unread)
+        assert_agree(decoder.logits_BY, expected)
+
+    for known in (None, opening):
+        decoder = sleepnet.Decoder(params(TINY), newborn(TINY), config=TINY, logits_BY=known)
+        unread, length_B = 0 if known is None else known, np.zeros(B, int)
+        calls = np.array([[2, 0, 1], [0, 0, 1], [1, 0, 0], [2, 2, 0]])
+        for logits, more_B in zip(itertools.cycle(kinds), calls, strict=False):
+            place_BT = np.minimum(length_B[:, None] + np.arange(more_B.max()), L - 1)
+            next_BT = np.take_along_axis(tokens, place_BT, axis=1)
+            given = decoder.read(next_BT, length_B=more_B, logits=logits)
+            length_B += more_B
+            assert_expects(decoder, length_B, unread)
+            if logits == "last":
+                np.testing.assert_array_equal(given, decoder.logits_BY)
+        decoder.rewind([4, 0, 1], opening_BY=opening)
+        assert_expects(decoder, [4, 0, 1], opening)
+        with monkeypatch.context() as during:
+            during.setattr(decode, "step", interrupted(decode.step))
+            with pytest.raises(KeyboardInterrupt):
+                decoder.wake(np.zeros(B, int))
+        assert_expects(decoder, [4, 0, 1], opening)
+        decoder.rewind([3, 0, 0])  # what row 1 expects is still known
+        assert_expects(decoder, [3, 0, 0], opening * [[1], [1], [0]])
+        decoder.wake(tokens[np.arange(B), [3, 0, 0]])
+        assert_expects(decoder, [4, 1, 1], opening)
+
+
+def test_logits_that_do_not_fit_are_refused():
+    """Those that are given, and those that are asked for; nothing changes."""
+    decoder, state = sleepnet.Decoder(params(TINY), newborn(TINY), config=TINY), newborn(TINY)
+    wrong = np.zeros((B, TINY.vocab_size + 1))
+    for name, call in (
+        ("logits_BY", lambda: decoder.with_state(state, logits_BY=wrong)),
+        ("opening_BY", lambda: decoder.rewind([0] * B, opening_BY=wrong)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} must have shape \(3, 13\); got \(3, 14\)"):
+            call()
+    for wrong in ("none", "first"):
+        with pytest.raises(ValueError, match=f"logits must be 'all' or 'last'; got '{wrong}'"):
+            decoder.read(stream()[:, 0], logits=wrong)
+    assert not decoder.length_B.any() and decoder.logits_BY is None
 
 
 def test_pieces_and_points_to_rewind_to_that_do_not_fit_are_refused():

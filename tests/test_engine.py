@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import waiting
 
 import sleepnet
 from sleepnet import engine as engine_module
+from sleepnet import nap as nap_module
 from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.engine import (
@@ -281,6 +283,17 @@ def test_a_step_does_no_more_work_than_it_may(params, monkeypatch, sizes):
         most |= done
     work = sizes.get("work", SLOTS * CONFIG.passes)
     assert max(most.values()) <= work and min(most["read"], most["slept on"]) >= work / 2
+
+
+def test_what_sleeps_in_an_engine_is_not_hashed(engine, monkeypatch):
+    """The rows that it commits are those that it took: to compare them would cost it time."""
+
+    def hashed(state):
+        raise AssertionError("an engine hashes a state")
+
+    monkeypatch.setattr(nap_module, "_hash_rows", hashed)
+    _, ended = alone(engine, prompt(0, CONFIG.window + 1), max_new_tokens=0, keep=True)
+    assert (ended.reason, ended.mind.sleeps) == (LENGTH, 1)
 
 
 def test_run_waits_for_those_who_sleep_elsewhere(params, monkeypatch):
@@ -560,7 +573,7 @@ def test_a_mind_whose_tokens_are_not_its_windows_is_refused(engine):
             )
 
 
-def test_an_engine_holds_the_parameters_that_a_session_holds():
+def test_an_engine_holds_the_parameters_that_a_session_holds(no_garbage):
     """No further copy of them, beside a mind in its one slot."""
     params = sleepnet.init_params(CONFIG, jax.random.key(7))
     session = sleepnet.Session(params, config=CONFIG)
@@ -728,14 +741,14 @@ def test_two_threads_do_not_step_at_once(engine, monkeypatch):
 
     def admit():
         entered.set()
-        leave.wait(30)
+        assert leave.wait(waiting.PATIENCE)
 
     monkeypatch.setattr(engine, "_admit", admit)
-    thread = threading.Thread(target=engine.step)
+    thread = threading.Thread(target=engine.step, daemon=True)
     thread.start()
-    assert entered.wait(30)
+    assert entered.wait(waiting.PATIENCE)
     with pytest.raises(RuntimeError, match="another thread is in a step"):
         engine.step()
     leave.set()
-    thread.join()
+    waiting.join(thread)
     engine.step()

@@ -5,6 +5,7 @@ import re
 
 import nbformat
 import pytest
+import waiting
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NOTEBOOK = REPOSITORY / "experiments" / "notebooks" / "quickstart.ipynb"
@@ -45,7 +46,8 @@ def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path):
         notebook,
         kernel_manager_class=ThisInterpreter,
         kernel_name="python3",
-        timeout=600,
+        timeout=waiting.PATIENCE,
+        startup_timeout=waiting.PATIENCE,
         resources={"metadata": {"path": str(REPOSITORY)}},
     ).execute()  # raises what a cell raises
 

@@ -111,13 +111,14 @@ def test_an_unfinished_nap_changes_nothing(config):
 
 @both
 def test_a_nap_holds_no_more_than_the_caches_that_it_rewrites(config):
-    """Beside the state that it began with: features and caches of core and coda, once."""
+    """Beside the state that it began with: 16 bytes for each row, and features and caches of core
+    and coda, once."""
     state = ragged_evening(config)
     begun, *_, last = naps(config, state, 4)
-    assert fresh_bytes(begun, state) == 0
+    assert fresh_bytes(begun, state) == 16 * B
     window = last.window
     own = (window.features_BLD, window.blocks["core"], window.blocks["coda"])
-    assert 0 < fresh_bytes(last, state) <= sum(x.nbytes for x in jax.tree.leaves(own))
+    assert 0 < fresh_bytes(last, state) - 16 * B <= sum(x.nbytes for x in jax.tree.leaves(own))
 
 
 def fresh_bytes(nap, state):
@@ -208,6 +209,33 @@ def test_a_row_that_sleeps_does_not_read():
         sleepnet.finish_sleep(last, later)
     with pytest.raises(ValueError, match=r"row 1 sleeps with 4 tokens .* now has 0"):
         sleepnet.finish_sleep(last, sleep(TINY, state))
+
+
+def test_a_nap_ends_in_the_rows_that_it_found_alone():
+    """Windows as long that hold other tokens, read after a sleep or from the beginning, the same
+    tokens read with other fast weights, and these alone: none of them is committed to. But awake
+    rows may be anyone's, and what is the same content is the same state, wherever it lies."""
+    state = woken(TINY, state=minds.older(TINY))[1]
+    nights = [
+        list(naps(TINY, state, L, rows_B=rows_B))[-1]
+        for rows_B in (None, np.array([True, True, False]))
+    ]
+    stale = woken(TINY, seed=2, state=sleep(TINY, state))[1]
+    strangers = (
+        stale,
+        woken(TINY, seed=2, state=minds.older(TINY))[1],
+        woken(TINY)[1],
+        state.replace(fast_weights=stale.fast_weights),
+    )
+    for nap in nights:
+        for other in strangers:
+            with pytest.raises(ValueError, match=rf"row 0 is not .* window of {L} tokens are"):
+                sleepnet.finish_sleep(nap, other)
+    moved = cache.select_states(np.array([True, True, False]), state, stale)
+    with pytest.raises(ValueError, match="row 2 is not the one that fell asleep"):
+        sleepnet.finish_sleep(nights[0], moved)
+    slept = sleepnet.finish_sleep(nights[1], jax.tree.map(np.array, moved))
+    assert_identical(slept, cache.select_states(nights[1].rows_B, sleep(TINY, state), stale))
 
 
 def test_a_nap_belongs_to_its_config_and_its_rows():

@@ -2,6 +2,7 @@
 disk that takes nothing is named, and loses nothing."""
 
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,15 @@ def test_a_digest_does_not_depend_on_the_devices(spec):
     array = array_of(np.float32, (8, 8, 3))
     spread = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
     assert storage.digests(spread) == storage.digests(array)
+
+
+def test_the_hash_of_a_row_is_that_of_its_words_one_after_another():
+    """In all arrays of a batch, wherever their batch axis."""
+    batch, later = array_of(np.float32, (3, 2)), array_of(np.float32, (2, 3, 4), seed=1)
+    hashes = np.asarray(storage.hash_rows([jnp.asarray(batch), jnp.asarray(later)], [0, 1]))
+    for row, lanes in enumerate(hashes):
+        words = np.concatenate([batch[row], later[:, row].ravel()])
+        assert "".join(f"{lane:08x}" for lane in lanes) == by_the_definition(words)
 
 
 def test_a_digest_is_taken_where_the_pieces_lie(monkeypatch):
@@ -156,3 +166,41 @@ def test_only_regular_files_are_replaced_and_links_stay(tmp_path):
 def test_a_folder_on_a_full_disk_is_told_before_it_is_used(tmp_path):
     with full_disk(), pytest.raises(storage.StorageError, match="name another folder"):
         storage.prepare_folder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002], ids=oct)
+def test_a_file_is_open_to_those_whom_the_umask_leaves(tmp_path, monkeypatch, mask):
+    """As one that `open` creates, old or new; and nothing sets the umask to learn it."""
+    before = os.umask(mask)
+    try:
+        monkeypatch.setattr(os, "umask", lambda _: pytest.fail("it was set for all threads"))
+        for text in ("new", "replaced"):
+            storage.write_atomic(tmp_path / "written", text)
+        (tmp_path / "opened").write_text("")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("written", "opened")]
+    assert modes == [0o666 & ~mask] * 2
+
+
+def test_one_folder_may_be_prepared_by_many_at_once(tmp_path, monkeypatch):
+    """Whatever another process does between two steps of this one, both find it writable, and
+    nothing is left in it."""
+    folder = tmp_path / "run"
+
+    def interrupted(act):
+        def then(*arguments, **options):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", replace)
+                patch.setattr(pathlib.Path, "unlink", unlink)
+                storage.prepare_folder(folder)
+            return act(*arguments, **options)
+
+        return then
+
+    replace, unlink = os.replace, pathlib.Path.unlink
+    monkeypatch.setattr(os, "replace", interrupted(replace))
+    monkeypatch.setattr(pathlib.Path, "unlink", interrupted(unlink))
+    storage.prepare_folder(folder)
+    assert list(folder.iterdir()) == []

@@ -3,16 +3,17 @@
 import ast
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
+import waiting
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A module may import those of lower rank, and those of its own package. A name stands for a
 # module or for a whole package.
 RANKS = {
-    "config": 0, "types": 0, "loop": 0, "storage": 0, "parts": 0,
+    "config": 0, "types": 0, "loop": 0, "strict_json": 0, "parts": 0, "input_files": 0,
+    "storage": 1,
     "ops": 1, "sampling": 1, "tokenizer": 1,
     "layers": 2, "flops": 2,
     "model": 3,
@@ -31,12 +32,14 @@ RANKS = {
 LEAVES = {
     "config": set(),
     "types": set(),
-    "storage": set(),
+    "strict_json": set(),
+    "storage": {"strict_json"},
     "loop": set(),
     "parts": set(),
+    "input_files": set(),
     "sampling": {"config", "types"},
-    "tokenizer": {"config"},
-    "tasks": {"config", "tokenizer"},
+    "tokenizer": {"config", "input_files"},
+    "tasks": {"config", "input_files", "storage", "tokenizer"},
 }
 DOORS = {
     "orbax": {"sleepnet.training.checkpoint"},
@@ -146,6 +149,28 @@ def test_the_library_never_prints(name):
     assert "print" not in called
 
 
+@pytest.mark.parametrize("name", sorted(set(TREES) - {"sleepnet.strict_json"}))
+def test_all_that_is_written_as_json_is_json(name):
+    """By `strict_json`, or where only what is finite can be written, by json told to see to it."""
+    for node in ast.walk(TREES[name]):
+        assert not (isinstance(node, ast.ImportFrom) and node.module == "json"), name
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        writes = ast.unparse(node.func) in ("json.dump", "json.dumps")
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert not writes or given.get("allow_nan") == "False", f"{name}, line {node.lineno}"
+
+
+def test_nothing_sets_the_umask():
+    """It is that of all threads: a file that another creates meanwhile is open to everybody."""
+    setting = {
+        name for name, tree in TREES.items() for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr == "umask")
+        or (isinstance(node, ast.alias) and node.name == "umask")
+    }  # fmt: skip
+    assert not setting
+
+
 # JAX_PLATFORMS names no platform: the first question for a device would fail.
 IMPORT_ALL = """
 import importlib, sys
@@ -159,11 +184,31 @@ assert not [module for module in defined if module.startswith("sleepnet")], defi
 
 def test_importing_asks_for_no_device_and_defines_no_flag():
     """Importing every module works before jax.distributed, in Colab and beside other flags."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, *sorted(LIBRARY)],
-        env=os.environ | {"JAX_PLATFORMS": "no_such_platform", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = waiting.run(
+        sys.executable, "-c", IMPORT_ALL, *sorted(LIBRARY),
+        env=os.environ | {"JAX_PLATFORMS": "no_such_platform"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+# What waits for a time, or for ever. `tests/waiting.py` waits for events, with a deadline.
+IMPATIENT = {
+    "time.sleep", "time.time", "time.monotonic", "time.perf_counter", "os.read", "select.select",
+    "subprocess.run", "subprocess.Popen", "subprocess.check_output", "thread.join",
+}  # fmt: skip
+PROGRAMS = {"waiting.py", "kill_and_resume.py", "soak_engine.py"}
+
+
+def calls(path):
+    """Names of what is called, with their line; a `join` without arguments is a thread's."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            bare = node.func.attr == "join" and not node.args
+            name = "thread.join" if bare else ast.unparse(node.func)
+            yield name, f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_tests_wait_for_events_and_not_for_a_time():
+    """So that none fails on a machine that is busy, and none hangs."""
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if path.name not in PROGRAMS]
+    assert not [call for path in paths for call in calls(path) if call[0] in IMPATIENT]

@@ -55,7 +55,7 @@ def packages(kind) -> tokenizers.Tokenizer:
 def ours(kind) -> module.Tokenizer:
     if kind == "bytes":
         return load_tokenizer("bytes")
-    return module._FromFile(b"", packages(kind))
+    return module._FromFile(packages(kind).to_str().encode(), packages(kind), "control")
 
 
 def decoded(kind, tokens) -> str:

@@ -167,12 +167,14 @@ def test_wake_leaves_fast_weights_bit_for_bit(config):
 
 
 def test_last_and_none_read_the_same_pass():
-    """logits="last" is the row's last valid token's; "none" gives the same state."""
-    length = np.array([6, 4, 1], np.int32)
+    """logits="last" is the row's last valid token's, and zeros where a row has none; "none" gives
+    the same state."""
+    length = np.array([6, 4, 0], np.int32)
     logits, state = wake(TINY, newborn(TINY), stream(1)[:, 0], length)
     last, state_last = wake(TINY, newborn(TINY), stream(1)[:, 0], length, logits="last")
     nothing, state_none = wake(TINY, newborn(TINY), stream(1)[:, 0], length, logits="none")
-    assert_agree(last, np.asarray(logits)[np.arange(B), length - 1])
+    assert_agree(last[:2], np.asarray(logits)[np.arange(2), length[:2] - 1])
+    assert not last[2].any()
     assert nothing is None
     assert_agree(seen(state_last), seen(state))
     assert_agree(seen(state_none), seen(state))

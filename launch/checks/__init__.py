@@ -32,13 +32,13 @@ def skipped(check: str, why: str) -> Finding:
 
 
 class Deadline:
-    """A moment that several checks share."""
+    """A moment that several checks share, by the clock `now`."""
 
-    def __init__(self, seconds: float):
-        self._end = time.monotonic() + seconds
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic):
+        self._now, self._end = now, now() + seconds
 
     def left(self) -> float:
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self._end - self._now())
 
 
 def within(

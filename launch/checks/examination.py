@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 
@@ -21,9 +20,10 @@ from launch.checks import (
     wrong,
 )
 from launch.checks.clusters import Cluster, detect
+from sleepnet import strict_json
 from sleepnet.config import ConfigError, ExperimentConfig
 
-SECONDS = 50.0  # for all that is looked at, while `Launch.wait` is PATIENCE
+SECONDS = 50.0  # for all that is looked at, beside the wait for other processes
 PATIENCE = 15.0
 APART = ("alike", "shared", "clocks")  # checks of the roll that do not keep JAX from joining
 
@@ -36,6 +36,7 @@ class Launch:
     cluster: None: this process alone, or, with `detect`, one that JAX finds by itself.
     topology: of the TPUs that mesh and memory are judged for; None: the devices here.
     wait: seconds for other processes to come.
+    seconds: for all that is looked at; each look may take its share of them.
     """
 
     config: Callable[[], ExperimentConfig] | None = None
@@ -44,18 +45,21 @@ class Launch:
     detect: bool = False
     topology: str | None = None
     wait: float = PATIENCE
+    seconds: float = SECONDS
 
 
 def examine(launch: Launch) -> Iterator[Finding]:
-    """Findings, one by one; none hangs, and all end within `SECONDS`, unless told to wait longer.
+    """Findings, one by one; none hangs, and all end within `Launch.seconds`, unless told to wait
+    longer.
 
     Where other processes are missing, this one is still looked at, as if they had its devices.
     """
-    deadline = Deadline(SECONDS + max(0.0, 2 * (launch.wait - PATIENCE)))
+    deadline = Deadline(launch.seconds + max(0.0, 2 * (launch.wait - PATIENCE)))
+    pace = launch.seconds / SECONDS
     yield from software.check()
-    findings, config = _read_config(launch.config, min(20.0, deadline.left()))
+    findings, config = _read_config(launch.config, min(20.0 * pace, deadline.left()))
     yield from findings
-    findings, workdir = _try_workdir(launch.workdir, min(10.0, deadline.left()))
+    findings, workdir = _try_workdir(launch.workdir, min(10.0 * pace, deadline.left()))
     yield from findings
     findings, cluster = _find_cluster(launch, deadline.left())
     yield from findings
@@ -78,9 +82,10 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "cluster": cluster and cluster._asdict(),
         "join": together and (launch.detect or cluster is not None),
         "wait": round(launch.wait),
+        "pace": pace,
         "facts": _facts(config),
     }
-    command = [sys.executable, "-m", "launch.checks.probe", json.dumps(plan)]
+    command = [sys.executable, "-m", "launch.checks.probe", strict_json.dumps(plan)]
     yield from supervise.watch(command, deadline.left())
 
 
@@ -160,6 +165,6 @@ def _facts(config) -> dict[str, str]:
     """What must be the same in every process."""
     facts = software.versions()
     if config is not None:
-        text = json.dumps(config.to_dict(), sort_keys=True)
+        text = strict_json.dumps(config.to_dict(), sort_keys=True)
         facts["config"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     return facts

@@ -26,12 +26,6 @@ REMEDIES = {
 
 def check(workdir: str) -> list[Finding]:
     """Makes the folder; writes, reads back, renames and deletes a file in it."""
-    if "://" in workdir:
-        scheme = workdir.split("://")[0]
-        return [
-            wrong("workdir", f"{workdir}: training writes to folders, not to {scheme}:// addresses",
-                  "mount the bucket (gcsfuse --implicit-dirs BUCKET FOLDER), and name the folder")
-        ]  # fmt: skip
     folder = pathlib.Path(workdir).absolute()
     doing = "make"
     try:

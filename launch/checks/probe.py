@@ -4,8 +4,8 @@ JAX aborts a process whose peers do not come, and a device that another program 
 answer: the child may die or hang, and the doctor says in which stage. Its standard output has a
 line of JSON for each stage that begins, and for each finding. Its argument is a dictionary in JSON:
 config, workdir and topology, or null; cluster, the arguments of `jax.distributed.initialize`, or
-null; join, or else look at this process alone; wait, the seconds for others to join; facts, of
-this process's card.
+null; join, or else look at this process alone; wait, the seconds for others to join; pace, by which
+the seconds of every other stage are multiplied; facts, of this process's card.
 """
 
 import contextlib
@@ -32,27 +32,28 @@ LONGEST = 2048  # bytes of a card
 
 def main():
     plan = json.loads(sys.argv[1])
+    pace = plan["pace"]
     if plan["join"]:
         _begin("join", plan["wait"] + 5, f"{_who()} waits for the others to join")
         _tell(*_join(plan["cluster"] or {}, plan["wait"]))
-    _begin("devices", 30, "asking for the devices")
+    _begin("devices", 30 * pace, "asking for the devices")
     _tell(*_devices())
     if jax.process_count() > 1:
-        _begin("exchange", 30, "an all-gather over all processes")
+        _begin("exchange", 30 * pace, "an all-gather over all processes")
         _tell(*_exchange(plan))
     if plan["config"] is None:
         return
     config = from_dict(plan["config"])
     num_devices, available = _judged_for(plan)
-    _begin("data", 20, "making an example")
+    _begin("data", 20 * pace, "making an example")
     _tell(*fit.check_data(config))
-    _begin("mesh", 10, "fitting the mesh")
+    _begin("mesh", 10 * pace, "fitting the mesh")
     _tell(*fit.check_mesh(config, num_devices))
     if plan["workdir"] is not None:
-        _begin("disk", 20, "counting what checkpoints take")
+        _begin("disk", 20 * pace, "counting what checkpoints take")
         needed = fit.num_bytes(fit.state_shapes(config))
         _tell(*folder.check_room(plan["workdir"], needed, config.training.checkpoints_kept))
-    _begin("memory", 30, "estimating a step")
+    _begin("memory", 30 * pace, "estimating a step")
     _tell(*fit.check_memory(config, num_devices, available))
 
 
@@ -109,7 +110,7 @@ def _exchange(plan: dict[str, Any]) -> list[Finding]:
         own = dataclasses.replace(roll_call.card(index, count, plan["facts"]), sees=sees)
         multihost_utils.sync_global_devices("all tell their time at once")
         own = dataclasses.replace(own, clock=time.time())
-        roll = [Card(**json.loads(text)) for text in _gather(json.dumps(dataclasses.asdict(own)))]
+        roll = [Card(**json.loads(text)) for text in _gather(_line(dataclasses.asdict(own)))]
     if [card.process for card in roll] != list(range(count)):
         seen = f"an all-gather brought the cards of {[card.name for card in roll]}"
         return [wrong("exchange", seen, "the network between the devices is broken")]
@@ -130,12 +131,16 @@ def _gather(text: str) -> list[str]:
 
 
 def _begin(stage: str, seconds: float, doing: str):
-    print(json.dumps({"stage": stage, "seconds": seconds, "doing": doing}), flush=True)
+    print(_line({"stage": stage, "seconds": seconds, "doing": doing}), flush=True)
 
 
 def _tell(*findings: Finding):
     for finding in findings:
-        print(json.dumps({"finding": dataclasses.asdict(finding)}), flush=True)
+        print(_line({"finding": dataclasses.asdict(finding)}), flush=True)
+
+
+def _line(value) -> str:
+    return json.dumps(value, allow_nan=False)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from launch.checks import Deadline, Finding, ok, wrong
 
 GREETING = "sleepnet doctor"
 MOST_CLOCK_SECONDS = 5.0
-PAUSE = 0.3  # between two knocks
+PAUSE = 0.3  # seconds between two knocks, or two looks at the time
 
 
 class RollCallError(RuntimeError):
@@ -41,6 +41,7 @@ class Card:
     pid: int
     facts: dict[str, str]  # must be equal everywhere: versions, the config's digest
     clock: float = 0.0  # seconds ahead of process 0
+    doubt: float = 0.0  # seconds by which that may be wrong
     sees: bool | None = None  # process 0's mark in the workdir; None: it has no workdir
 
     @property
@@ -56,12 +57,18 @@ class Host:
     """Process 0's side: listens from `with` on, until its block ends.
 
     Args:
-      seconds: how long to wait for all.
+      seconds: how long to wait for all, by the clock `now`.
     """
 
-    def __init__(self, address: str, processes: int, seconds: float):
+    def __init__(
+        self,
+        address: str,
+        processes: int,
+        seconds: float,
+        now: Callable[[], float] = time.monotonic,
+    ):
         self.token = secrets.token_hex(8)
-        self._processes, self._deadline = processes, Deadline(seconds)
+        self._processes, self._deadline = processes, Deadline(seconds, now)
         self._port = split(address)[1]
         self._cards: list[Card] = []
         self._news = threading.Condition()
@@ -106,11 +113,13 @@ class Host:
             asked = time.time()
             _say(file, {"time": "?"})
             told = json.loads(file.readline())
-            here = (asked + time.time()) / 2
+            heard = time.time()
+            ahead, doubt = told["clock"] - (asked + heard) / 2, (heard - asked) / 2
             with self._news:
-                self._cards.append(Card(**{**told, "clock": told["clock"] - here}))
+                self._cards.append(Card(**{**told, "clock": ahead, "doubt": doubt}))
                 self._news.notify_all()
-                self._news.wait_for(self._all_here, timeout=self._deadline.left())
+                while not self._all_here() and (left := self._deadline.left()):
+                    self._news.wait(min(left, PAUSE))
                 roll = list(self._cards)
             _say(file, {"roll": [dataclasses.asdict(card) for card in roll]})
 
@@ -129,8 +138,9 @@ def attend(
     Raises:
       RollCallError: nobody was reached, or someone else.
     """
-    with _knock(address, Deadline(seconds)) as connection:
-        connection.settimeout(5)
+    deadline = Deadline(seconds)
+    with _knock(address, deadline) as connection:
+        connection.settimeout(5 + deadline.left())  # process 0 may be slow, too
         file = connection.makefile("rw")
         try:
             greeting = json.loads(file.readline())
@@ -249,7 +259,7 @@ def _shared(roll):
 def _clocks(roll):
     if len(roll) == 1:
         return []
-    off = [card for card in roll if abs(card.clock) > MOST_CLOCK_SECONDS]
+    off = [card for card in roll if abs(card.clock) - card.doubt > MOST_CLOCK_SECONDS]
     if off:
         told = ", ".join(
             f"that of {card.name} is {abs(card.clock):.0f} s "
@@ -257,7 +267,7 @@ def _clocks(roll):
         )  # fmt: skip
         return [wrong("clocks", told, "set it by NTP there (chronyc makestep, or timedatectl "
                       "set-ntp true): rows, logs and checkpoints carry times")]  # fmt: skip
-    widest = max(abs(card.clock) for card in roll)
+    widest = max(abs(card.clock) + card.doubt for card in roll)
     return [ok("clocks", f"within {max(widest, 0.001):.3f} s of process 0")]
 
 
@@ -268,5 +278,5 @@ def split(address: str) -> tuple[str, int]:
 
 
 def _say(file, value):
-    file.write(json.dumps(value) + "\n")
+    file.write(json.dumps(value, allow_nan=False) + "\n")
     file.flush()

@@ -33,7 +33,7 @@ def watch(command: list[str], seconds: float) -> Iterator[Finding]:
     Args:
       seconds: for all of it; each stage names its own limit.
     """
-    whole, limit = Deadline(seconds), Deadline(30)
+    whole = limit = Deadline(seconds)
     stage, doing = "start", "importing jax"
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(

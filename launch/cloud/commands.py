@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import shlex
 
-from launch import cli
+from launch import busy, cli
 from launch.chips import Accelerator
 
 CODE, ENVIRONMENT = "sleepnet", "sleepnet-venv"  # in the home of every machine
@@ -75,6 +75,14 @@ class Pod:
         return ["gcloud", "compute", "tpus", "tpu-vm", "scp", str(archive), there, "--worker=all",
                 "--quiet", *self._where()]  # fmt: skip
 
+    def free_chips(self) -> list[str]:
+        """Ends what an earlier command left in the folder of the code, where it holds the chips."""
+        return self.ssh(busy.free(CODE))
+
+    def who_holds_chips(self) -> list[str]:
+        """Of each machine where the command found its chips held; nothing of the others."""
+        return self.ssh(busy.tell(CODE, LOG))
+
     def unpack(self) -> list[str]:
         return self.ssh(f"rm -rf {CODE} && mkdir {CODE} && tar -xzf {CODE}.tar.gz -C {CODE}")
 
@@ -134,12 +142,14 @@ class Pod:
             return ["gcloud", "storage", "rsync", "--recursive", "--exclude=checkpoints/.*",
                     source, str(out)]  # fmt: skip
         source = self.workdir or ""
-        source = source if source.startswith("/") else f"{CODE}/{source}"
+        source = source if source.startswith(("/", "~")) else f"{CODE}/{source}"
         return ["gcloud", "compute", "tpus", "tpu-vm", "scp", f"{self.name}:{source}", str(out),
                 "--recurse", "--worker=0", "--quiet", *self._where()]  # fmt: skip
 
     def _inside(self, command) -> str:
-        return f"cd $HOME/{CODE} && PATH=$HOME/{ENVIRONMENT}/bin:$PATH {shlex.join(command)}"
+        # Of chips that it cannot have JAX would else say nothing, and compute on the CPU.
+        where = f"JAX_PLATFORMS=tpu,cpu PATH=$HOME/{ENVIRONMENT}/bin:$PATH"
+        return f"cd $HOME/{CODE} && {where} {shlex.join(command)}"
 
 
 def archive(out: pathlib.Path) -> list[str]:

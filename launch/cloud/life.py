@@ -6,16 +6,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from launch.cloud import commands, gcloud
+from launch import cli
+from launch.busy import WHO
+from launch.cloud import commands, gcloud, states
 from launch.cloud.commands import Pod
 from launch.cloud.gcloud import PodError
 
-ON_ITS_WAY = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
-LEAVING = ("SUSPENDING", "DELETING")
-OVER = ("SUSPENDED", "FAILED")
-LOST_NODE = ("PREEMPTED", "TERMINATED", "STOPPED", "NOT_FOUND")
 # Exit codes.
-USER_ERROR, TRY_AGAIN = 2, 75  # of launch.train: what a message explains; it stood still
+USER_ERROR = 2  # what a message explains
 ABORTED = 128 + 6  # by JAX, in the processes that are left when another one ends
 STOPPED = (128 + 15, 128 + 2)  # a machine that is taken away sends SIGTERM first
 PATIENCE = 10  # questions that may go unanswered
@@ -71,7 +69,7 @@ class Life:
 
     def state(self) -> str:
         """Of the request, or NOT_FOUND."""
-        return self._state_of(self.pod.describe()) or "CREATING"
+        return self._state_of(self.pod.describe())
 
     def _state_of(self, describe: list[str]) -> str:
         """Once it has answered, gcloud may fail for a while: nothing is concluded from that."""
@@ -79,7 +77,9 @@ class Life:
             result = gcloud.ask(describe)
             if result.code == 0 or "NOT_FOUND" in result.errors:
                 self._answered = True
-                return result.output if result.code == 0 else "NOT_FOUND"
+                if result.code:
+                    return states.NOT_FOUND
+                return result.output or states.UNSPECIFIED
             time.sleep(self._pause)
         raise PodError(gcloud.explain(describe, result))
 
@@ -106,6 +106,11 @@ class Life:
             else:
                 self._furnish(doctor)
                 gcloud.do(self.pod.start())
+            code = self._follow()
+            if code in (0, USER_ERROR) or not self._chips_are_busy():
+                return code
+            gcloud.show(self.pod.free_chips())
+            gcloud.do(self.pod.start())
             return self._follow()
         except PodError:
             if self._taken_away():
@@ -115,24 +120,45 @@ class Life:
     def _obtain(self):
         """Waits until the machines are there, asking for them where nobody has."""
         last, asked = "", False
-        while (state := self.state()) != "ACTIVE" or self._node_is_lost():
+        while True:
+            state, step = self._look()
+            if step == states.USE:
+                return
             if state == "FAILED" and asked:
                 raise PodError(f"{self.pod.name} was refused (state FAILED): see "
                                f"{gcloud.text(self.pod.describe()[:-1])}")  # fmt: skip
-            if state in (*OVER, "ACTIVE"):
-                self._say(f"{self.pod.name} is over: deleting what is left of it")
-                gcloud.do(self.pod.delete())
+            if step == states.REPLACE:
+                self._say(f"{self.pod.name} is over ({state}): deleting what is left of it")
+                self._delete()
                 asked = False
-            elif state == "NOT_FOUND" and not asked:
+            elif step == states.ASK and not asked:
                 self._say(f"asking for {self.pod.accelerator.name} in {self.pod.zone}")
                 gcloud.do(self.pod.create())
                 asked = True
-            elif state not in (*ON_ITS_WAY, *LEAVING, "NOT_FOUND"):
-                raise PodError(f"{self.pod.name} is in a state that we do not know: {state}")
-            elif state != last:
+            elif state != last and step == states.WAIT:
                 self._say(f"{self.pod.name}: {state}")
             last = state
             time.sleep(self._pause)
+
+    def _look(self) -> tuple[str, str]:
+        """The state of the request or, once it is ACTIVE, of its machines; and what to do."""
+        state = self.state()
+        step = states.step(states.REQUESTS, self.pod.name, state)
+        if step == states.USE:
+            state = self._state_of(self.pod.node())
+            step = states.step(states.MACHINES, self.pod.name, state)
+        return state, step
+
+    def _delete(self):
+        """Deletes a request that is over; while its machines change, they may refuse."""
+        for _ in range(PATIENCE):
+            result = gcloud.ask(self.pod.delete())
+            if result.code == 0 or "NOT_FOUND" in result.errors:
+                return
+            if self._state_of(self.pod.node()) not in states.CHANGING:
+                break
+            time.sleep(self._pause)
+        raise PodError(gcloud.explain(self.pod.delete(), result))
 
     def _furnish(self, doctor: bool):
         """The code, its environment and the bucket, on every machine."""
@@ -141,6 +167,7 @@ class Life:
             gcloud.do(commands.archive(archive))
             self._say("copying the last commit to all machines")
             gcloud.do(self.pod.copy(archive))
+        gcloud.show(self.pod.free_chips())
         gcloud.do(self.pod.unpack())
         self._say("installing")
         gcloud.do(self.pod.install())
@@ -188,28 +215,55 @@ class Life:
                            f"{gcloud.text(self.pod.last_words())}")  # fmt: skip
         return None
 
+    def _chips_are_busy(self) -> bool:
+        """Whether the command found the chips of a machine held by another process; says so."""
+        if self._taken_away():
+            return False
+        held = gcloud.ask(self.pod.who_holds_chips()).output
+        if held:
+            self._say(f"another process holds TPU chips, and none serves two:\n{held}\n"
+                      f"what an earlier command left is ended, and this one tried again; any other "
+                      f"process is yours to end: {gcloud.text(self.pod.ssh(WHO))}")  # fmt: skip
+        return bool(held)
+
     def _status(self) -> str:
-        """Of the command, from a machine that may not answer at once."""
-        for _ in range(PATIENCE):
+        """Of the command, from a machine that may not answer at once.
+
+        One that restarts has as long as that takes.
+        """
+        unanswered = 0
+        while unanswered < PATIENCE:
             result = gcloud.ask(self.pod.status())
             if result.output == "running" or result.output.startswith(("ended ", "free")):
                 return result.output
-            if self._taken_away():
+            machines = self._machines()
+            if machines == states.REPLACE:
                 return "free"
+            unanswered += machines == states.USE
             time.sleep(self._pause)
         raise PodError(gcloud.explain(self.pod.status(), result))
 
     def _taken_away(self, patient: bool = False) -> bool:
-        """Whether the machines are gone; those of a command that was stopped may be soon."""
+        """Whether the machines are gone, or restart; those of a command that was stopped may soon.
+
+        Either way nothing runs there any more.
+        """
         for _ in range(4 if patient else 1):
-            if self.state() != "ACTIVE" or self._node_is_lost():
+            if self._machines() != states.USE:
                 return True
             if patient:
                 time.sleep(self._pause)
         return False
 
-    def _node_is_lost(self) -> bool:
-        return self._state_of(self.pod.node()) in LOST_NODE
+    def _machines(self) -> str:
+        """What to do about machines that were there: use, replace or wait for them."""
+        state = self.state()
+        if state == states.UNSPECIFIED:
+            return states.WAIT
+        if state != "ACTIVE":
+            return states.REPLACE
+        node = self._state_of(self.pod.node())
+        return states.step(states.MACHINES, self.pod.name, node)
 
     def _fetch(self, out: pathlib.Path):
         out.mkdir(parents=True, exist_ok=True)
@@ -225,7 +279,7 @@ def cause(codes: Sequence[int]) -> int | None:
     own = [code for code in codes if code not in (0, ABORTED, *STOPPED)]
     if USER_ERROR in own:
         return USER_ERROR
-    if TRY_AGAIN in own:
+    if cli.TRY_AGAIN in own:
         return None
     if own or ABORTED in codes:
         return own[0] if own else None
@@ -242,6 +296,7 @@ def plan(pod: Pod, out: pathlib.Path | None, *, keep: bool, doctor: bool):
     yield "what of the command?", pod.status()
     yield "if not: the code", commands.archive(archive)
     yield "to all machines", pod.copy(archive)
+    yield "end what an earlier command left there", pod.free_chips()
     yield "unpacked", pod.unpack()
     yield "its environment", pod.install()
     if pod.bucket:

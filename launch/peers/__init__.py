@@ -81,7 +81,7 @@ class Peer:
 
     def _ask(self, **request):
         try:
-            self._requests.write(json.dumps(request) + "\n")
+            self._requests.write(json.dumps(request, allow_nan=False) + "\n")
             self._requests.flush()
         except BrokenPipeError:
             pass  # it has died; reading says so

@@ -26,7 +26,7 @@ def main(module):
     peer = importlib.import_module(module)
 
     def answer(**content):
-        print(json.dumps(content), file=answers, flush=True)
+        print(json.dumps(content, allow_nan=False), file=answers, flush=True)
 
     answer(versions=peer.VERSIONS)
     for line in sys.stdin:

@@ -1,13 +1,12 @@
 """What has become of each run, read from its workdir; and the table of all."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from launch.sweeps.space import Run
-from sleepnet import storage
+from sleepnet import storage, strict_json
 from sleepnet.evaluation import record
 from sleepnet.evaluation.markdown import table
 from sleepnet.training.metrics import TIMING, read_metrics, read_rows
@@ -63,7 +62,7 @@ def look(run: Run, workdir: pathlib.Path, status: str, error: str = "") -> Row:
 def _test_accuracy(run: Run, workdir: pathlib.Path) -> float | None:
     """Over all depths, at the trained N and the last step."""
     try:
-        stored = record.load(workdir)
+        stored = record.load(workdir, run.config)
     except storage.StorageError:
         return None
     if stored["step"] != run.config.training.steps:
@@ -75,7 +74,7 @@ def _test_accuracy(run: Run, workdir: pathlib.Path) -> float | None:
 
 def write(folder: pathlib.Path, rows: Sequence[Row]):
     """sweep.jsonl and sweep.md, whole at any moment."""
-    lines = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
+    lines = "".join(strict_json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
     storage.write_atomic(folder / ROWS, lines)
     storage.write_atomic(folder / TABLE, markdown(rows) + "\n")
 

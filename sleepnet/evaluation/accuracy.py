@@ -88,7 +88,7 @@ def evaluate(
 
 def _all_answers(params, config, task: QuestionTask, passes, split):
     """Batches all have one size, and so one program; the last is cut to the examples wanted."""
-    wanted = config.evaluation.examples
+    wanted = task.num_distinct(split, config.evaluation.examples)
     batch_size = min(config.evaluation.batch_size, wanted)
     batches = tasks.batches(task, split, batch_size, num_batches=-(-wanted // batch_size))
     parts = []

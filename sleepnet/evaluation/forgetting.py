@@ -1,11 +1,15 @@
 """Accuracy against how long ago a fact was read, far beyond the distances of training too."""
 
 import dataclasses
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 
+from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
+from sleepnet.evaluation import record
 from sleepnet.evaluation.accuracy import DepthResult, evaluate
 
+FILE = "forgetting.json"
 _FEWEST_EXAMPLES = 16
 _BATCH_TOKENS = 1 << 18
 _BATCH_SCORES = 1 << 26  # of attention, in one batch
@@ -34,6 +38,46 @@ def forgetting(
         evaluate(params, at_distance(config, distance, tokens), config.model.passes)[0]
         for distance in distances
     ]
+
+
+def forgetting_of_run(
+    workdir: pathlib.Path,
+    params,
+    config: ExperimentConfig,
+    step: int,
+    distances: Sequence[int],
+    *,
+    again: bool = False,
+    on_notice: Callable[[str], None] = lambda _: None,
+) -> dict[int, dict]:
+    """Return `forgetting` by distance, from workdir/forgetting.json as far as it goes.
+
+    Only what was measured on these parameters of this run counts, with as many examples; what is
+    measured now is stored, distance by distance.
+
+    Args:
+      step: of training, to which `params` belong.
+      again: measure all of it anew.
+      on_notice: told what is measured next.
+
+    Raises:
+      StorageError: the file cannot be read or written.
+    """
+    path = pathlib.Path(workdir) / FILE
+    request = {"step": step, "examples": config.evaluation.examples}
+    stored = {**request, "measured": record.identity(params, config), "results": {}}
+    if path.exists() and not again:
+        found = storage.read_json(path)
+        same = found.items() >= request.items() and "measured" in found
+        if same and record.is_of(found["measured"], params, config):
+            stored = found
+    for distance in distances:
+        if str(distance) not in stored["results"]:
+            on_notice(f"{distance} pages back")
+            (result,) = forgetting(params, config, (distance,))
+            stored["results"][str(distance)] = dataclasses.asdict(result)
+            storage.write_json(path, stored)
+    return {distance: stored["results"][str(distance)] for distance in distances}
 
 
 def at_distance(config: ExperimentConfig, distance: int, tokens: int) -> ExperimentConfig:

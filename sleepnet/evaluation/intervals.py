@@ -40,7 +40,8 @@ def ratio(sums, counts) -> Estimate:
     """The mean of everything that was counted, when examples and not tokens are independent.
 
     Student's t on the linearised ratio: what an example adds beyond the mean of its tokens. Of a
-    single example no interval is known, and it has no width.
+    single example no interval is known, and it has no width; of a mean that is not finite, its
+    ends are NaN.
 
     Args:
       sums: of each example.
@@ -55,6 +56,8 @@ def ratio(sums, counts) -> Estimate:
     mean = float(sums.sum() / counts.sum())
     if len(sums) == 1:
         return Estimate(mean, mean, mean)
+    if not math.isfinite(mean):
+        return Estimate(mean, math.nan, math.nan)
     beyond = sums - mean * counts
     error = math.sqrt(len(sums) / (len(sums) - 1) * float(beyond @ beyond)) / float(counts.sum())
     half = float(special.stdtrit(len(sums) - 1, _CONFIDENCE_TAIL)) * error

@@ -22,9 +22,12 @@ class LossResult:
       examples: those that have such a window.
       tokens: predicted ones.
       loss: mean -log p in nats per token, with its interval.
-      perplexity: its exponential.
+      perplexity: its exponential; infinite where that is beyond float64.
       bits_per_byte: `loss` in bits, times the tokens predicted in the whole split per byte of its
-        text. The first token of a document is not predicted, and its end is.
+        text. The first token of a document is not predicted, and its end is. None unless the tokens
+        determine the text: one that drops what is hard to predict would seem to be better.
+      lost_bytes: of the text of the whole split, those that the tokens do not determine, as far as
+        it can be told (`sleepnet.tokenizer`); None: not known.
       accuracy: the share of tokens that were the likeliest.
     """
 
@@ -36,7 +39,8 @@ class LossResult:
     loss_low: float
     loss_high: float
     perplexity: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    lost_bytes: int | None
     accuracy: float
 
 
@@ -62,9 +66,9 @@ def evaluate_text(
         raise ValueError(f"only text has a likelihood by window; got {config.task.name}")
     sums_BD = _sums(params, config, task, passes, split)
     depths = [d for d in range(1, task.num_windows + 1) if sums_BD.tokens[:, d].any()]
-    per_byte = task.predicted_per_byte(split)
-    by_depth = [_result(passes, d, sums_BD.of([d]), per_byte) for d in depths]
-    return [*by_depth, _result(passes, None, sums_BD.of(depths), per_byte)]
+    text = task.predicted_per_byte(split), task.lost_bytes(split)
+    by_depth = [_result(passes, d, sums_BD.of([d]), *text) for d in depths]
+    return [*by_depth, _result(passes, None, sums_BD.of(depths), *text)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,7 @@ class _Sums:
 
 def _sums(params, config, task: Text, passes, split) -> _Sums:
     """Batches all have one size, and so one program; the last is cut to the examples wanted."""
-    wanted = min(config.evaluation.examples, task.packing(split).rows)
+    wanted = task.num_distinct(split, config.evaluation.examples)
     batch_size = min(config.evaluation.batch_size, wanted)
     parts = []
     for batch in tasks.batches(task, split, batch_size, num_batches=-(-wanted // batch_size)):
@@ -101,7 +105,7 @@ def _sums(params, config, task: Text, passes, split) -> _Sums:
     return _Sums(*np.moveaxis(np.array(parts[:wanted]), 1, 0))
 
 
-def _result(passes, depth, sums: _Sums, tokens_per_byte) -> LossResult:
+def _result(passes, depth, sums: _Sums, tokens_per_byte, lost_bytes) -> LossResult:
     loss = ratio(sums.nll, sums.tokens)
     tokens = int(sums.tokens.sum())
     return LossResult(
@@ -112,7 +116,15 @@ def _result(passes, depth, sums: _Sums, tokens_per_byte) -> LossResult:
         loss=loss.mean,
         loss_low=loss.low,
         loss_high=loss.high,
-        perplexity=math.exp(loss.mean),
-        bits_per_byte=loss.mean / math.log(2) * tokens_per_byte,
+        perplexity=_perplexity(loss.mean),
+        bits_per_byte=loss.mean / math.log(2) * tokens_per_byte if lost_bytes == 0 else None,
+        lost_bytes=lost_bytes,
         accuracy=float(sums.right.sum()) / tokens,
     )
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -98,11 +98,24 @@ def loss_table(record: dict) -> str:
         loss = f"{all_windows['loss']:.4f} [{all_windows['loss_low']:.4f}, "
         rows.append(
             [f"N = {passes}{trained}", f"{loss}{all_windows['loss_high']:.4f}]",
-             f"{all_windows['perplexity']:.3f}", f"{all_windows['bits_per_byte']:.4f}",
+             f"{all_windows['perplexity']:.3f}", _bits(all_windows["bits_per_byte"]),
              _share(all_windows["accuracy"]), *(f"{of_depth[d]['loss']:.3f}" for d in depths)]
         )  # fmt: skip
     names = [f"window {depth}" for depth in depths]
-    return table(["", "nats per token", "perplexity", "bits per byte", "likeliest", *names], rows)
+    heads = ["", "nats per token", "perplexity", "bits per byte", "likeliest", *names]
+    lines = [table(heads, rows), *_lost(results[-1].get("lost_bytes", 0))]
+    return "\n\n".join(lines)
+
+
+def _lost(lost_bytes: int | None) -> list[str]:
+    if lost_bytes == 0:
+        return []
+    how_many = "an unknown number of" if lost_bytes is None else f"{lost_bytes:,}"
+    advice = "; tokenise the text again to count them" if lost_bytes is None else ""
+    return [
+        f"Bits per byte are not stated: the tokens do not determine {how_many} bytes of the "
+        f"held-out text{advice}."
+    ]
 
 
 def section(summary: dict, files: dict[str, str], commands: str) -> str:
@@ -240,6 +253,10 @@ def _result(row: dict) -> str:
 
 def _share(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.3f}"
+
+
+def _bits(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.4f}"
 
 
 def _times(row: dict) -> tuple[str, str]:

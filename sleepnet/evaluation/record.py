@@ -1,7 +1,9 @@
 """`evaluation.json`: what was measured on one run, in its workdir.
 
-Plain JSON, version 2:
+Plain JSON, version 3:
   version, step, trained_passes, split, depth_name;
+  measured: what tells it from any other run: config, but for what a run may change, and params, a
+    digest;
   request: passes, examples and streaming_examples, as asked;
   results: one `DepthResult` per N and depth, depth null for all depths together; of text, one
     `LossResult` per N and window of a document, null for all;
@@ -16,14 +18,16 @@ import pathlib
 from collections.abc import Callable
 
 from sleepnet import storage, tasks
-from sleepnet.config import ExperimentConfig
+from sleepnet.config import ConfigError, ExperimentConfig, from_dict
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.latency import Timing, sleep_latency, wake_latency
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.evaluation.streaming import agreement
+from sleepnet.mind_file import fingerprint
+from sleepnet.training.workdir import differences, fixed_fields
 
-FILE, VERSION, SPLIT = "evaluation.json", 2, "test"
+FILE, VERSION, SPLIT = "evaluation.json", 3, "test"
 _LATENCY_BATCH = 1
 
 
@@ -78,6 +82,7 @@ def measure(
         "step": step,
         "trained_passes": config.model.passes,
         "split": SPLIT,
+        "measured": identity(params, config),
         "depth_name": task.depth_name,
         "request": _request(config),
         "results": [dataclasses.asdict(result) for result in results],
@@ -92,11 +97,14 @@ def save(workdir: pathlib.Path, record: dict):
     storage.write_json(pathlib.Path(workdir) / FILE, record)
 
 
-def load(workdir: pathlib.Path) -> dict:
+def load(workdir: pathlib.Path, config: ExperimentConfig) -> dict:
     """The record of a workdir.
 
+    Args:
+      config: of the run that it must be of.
+
     Raises:
-      StorageError: there is none, or it is of another version; names the command to run.
+      StorageError: there is none, or it is of another version or run; names the command to run.
     """
     path = pathlib.Path(workdir) / FILE
     command = f"python -m launch.evaluate --workdir={workdir}"
@@ -108,17 +116,50 @@ def load(workdir: pathlib.Path) -> dict:
         raise storage.StorageError(
             f"{path} has version {version} and this program reads {VERSION}: run {command} --again"
         )
+    if other := _other_run(record["measured"], config):
+        raise storage.StorageError(f"{path} was measured on another run ({other}): run {command}")
     return record
 
 
-def find(workdir: pathlib.Path, config: ExperimentConfig, step: int, *, latency: bool):
-    """The stored record if `measure` would be asked for the same again, else None."""
+def find(
+    workdir: pathlib.Path, params, config: ExperimentConfig, step: int, *, latency: bool
+) -> dict | None:
+    """The stored record if `measure` would be asked for the same again, else None.
+
+    Times count only on the machine on which they were taken.
+    """
     try:
-        record = load(workdir)
+        record = load(workdir, config)
     except storage.StorageError:
         return None
     same = record["step"] == step and record["request"] == _request(config)
-    return record if same and (record["latency"] or not latency) else None
+    if not same or not is_of(record["measured"], params, config):
+        return None
+    timed = record["latency"] and record["machine"] == describe_machine()
+    return record if timed or not latency else None
+
+
+def identity(params, config: ExperimentConfig) -> dict:
+    """Return what tells these parameters of this run from any other, for JSON.
+
+    The config has the fingerprints of the data, where a task reads files.
+    """
+    return {"config": fixed_fields(config), "params": fingerprint(params)}
+
+
+def is_of(measured: dict, params, config: ExperimentConfig) -> bool:
+    """Return whether a stored `identity` is that of these parameters of this run."""
+    return measured["params"] == fingerprint(params) and not _other_run(measured, config)
+
+
+def _other_run(measured: dict, config: ExperimentConfig) -> str | None:
+    """What tells the run of a stored `identity` from this one; None: nothing."""
+    try:
+        stored = from_dict(measured["config"])  # with the defaults of fields that were added since
+    except ConfigError as error:
+        return str(error)
+    found = differences(stored.to_dict(), config.to_dict())
+    return next((f"{path} was {was!r} and is {now!r}" for path, was, now in found), None)
 
 
 def _request(config):

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 
+from sleepnet import strict_json
 from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation import record
 from sleepnet.storage import StorageError
 from sleepnet.training.metrics import METRICS, TIMING, read_metrics, read_rows
-from sleepnet.training.workdir import FREE_FIELDS, FREE_SECTIONS, STARTS, load_config
+from sleepnet.training.workdir import STARTS, fixed_fields, load_config
 
 # Within a group, runs differ in these alone.
 _VARIED = (("training", "seed"), ("model", "passes"), ("model", "gradient_passes"))
@@ -69,10 +69,8 @@ class Run:
     @functools.cached_property
     def shared_config(self) -> dict:
         """What it has in common with its group: all that its numbers depend on but N, k, seed."""
-        sections = self.config.to_dict()
-        for section in FREE_SECTIONS:
-            del sections[section]
-        for section, field in (*FREE_FIELDS, *_VARIED):
+        sections = fixed_fields(self.config)
+        for section, field in _VARIED:
             del sections[section][field]
         return sections
 
@@ -81,10 +79,11 @@ def load_run(workdir: pathlib.Path) -> Run:
     """Reads config.json, evaluation.json, metrics.jsonl, timing.jsonl and starts.jsonl.
 
     Raises:
-      StorageError: one that is needed is missing or cannot be read.
+      StorageError: one that is needed is missing, cannot be read or is of another run.
     """
     workdir = pathlib.Path(workdir)
-    config, evaluation = load_config(workdir), record.load(workdir)
+    config = load_config(workdir)
+    evaluation = record.load(workdir, config)
     if config.task.name == "text":
         raise StorageError(
             f"{workdir} is a run on text: the report tells of answers by depth, and text has none; "
@@ -110,7 +109,7 @@ def group_runs(runs: list[Run]) -> list[list[Run]]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(run.shared_config, sort_keys=True), []).append(run)
+        groups.setdefault(strict_json.dumps(run.shared_config, sort_keys=True), []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: (run.trained, run.gradient_passes, run.seed))
         _check_group(group)

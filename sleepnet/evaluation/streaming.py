@@ -11,6 +11,7 @@ from sleepnet import tasks
 from sleepnet.cache import init_state, select_states
 from sleepnet.config import ExperimentConfig, ModelConfig
 from sleepnet.evaluation.accuracy import compiled_score
+from sleepnet.model import nll
 from sleepnet.sleep import sleep
 from sleepnet.tasks import Example
 from sleepnet.wake import wake
@@ -50,7 +51,11 @@ def stream(
 
     Returns:
       nll_BWL, float32 nats, 0 where nothing is scored; and prediction_BWL, int32, -1 there.
+
+    Raises:
+      ValueError: as `tasks.check_batch`.
     """
+    tasks.check_batch(example_batch, model.vocab_size)
     tokens_BWL, length_BW, targets_BWL, mask_BWL, *_, reset_BW = example_batch
     B, W, _ = tokens_BWL.shape
     nll_BWL = np.zeros(tokens_BWL.shape, np.float32)
@@ -73,6 +78,8 @@ def stream(
 def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Agreement:
     """Streams `config.evaluation.streaming_examples` test examples and compares with `rollout`.
 
+    A test split with fewer examples is streamed once.
+
     Args:
       passes: N; the trained one by default.
 
@@ -80,7 +87,8 @@ def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Ag
       ValueError: `streaming_examples` is 0.
     """
     passes = config.model.passes if passes is None else passes
-    task, examples = tasks.make(config.task), config.evaluation.streaming_examples
+    task = tasks.make(config.task)
+    examples = task.num_distinct("test", config.evaluation.streaming_examples)
     (batch,) = tasks.batches(task, "test", examples, num_batches=1)
     window_passes = task.window_passes(passes)
     rolled = compiled_score(
@@ -88,15 +96,21 @@ def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Ag
         scored_per_window=task.scored_per_window,
     )  # fmt: skip
     nll_BWL, prediction_BWL = stream(params, batch, model=config.model, window_passes=window_passes)
-    rolled_nll_S = np.asarray(rolled.nll_BWL)[batch.mask_WL]
+    nll_S, rolled_nll_S = nll_BWL[batch.mask_WL], np.asarray(rolled.nll_BWL)[batch.mask_WL]
     equal_S = np.equal(prediction_BWL, rolled.prediction_BWL)[batch.mask_WL]
     return Agreement(
         passes=passes,
         examples=examples,
         max_nll=float(rolled_nll_S.max()),
-        max_nll_difference=float(np.abs(nll_BWL[batch.mask_WL] - rolled_nll_S).max()),
+        max_nll_difference=_largest_difference(nll_S, rolled_nll_S),
         equal_predictions=float(equal_S.mean()),
     )
+
+
+def _largest_difference(one_S, other_S) -> float:
+    """The difference of two equal infinities is 0."""
+    with np.errstate(invalid="ignore"):
+        return float(np.where(one_S == other_S, 0.0, np.abs(one_S - other_S)).max())
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -105,6 +119,6 @@ def _one_token(params, state, token_B, valid_B, target_B, scored_B, *, model):
         params, state, token_B[:, None], config=model,
         length_B=valid_B.astype(jnp.int32), logits="last",
     )  # fmt: skip
-    log_p_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BY), target_B[:, None], axis=1)[:, 0]
     likeliest_B = jnp.argmax(logits_BY, axis=-1).astype(jnp.int32)
-    return jnp.where(scored_B, -log_p_B, 0.0), jnp.where(scored_B, likeliest_B, -1), state
+    nll_B = jnp.where(scored_B, nll(logits_BY, target_B), 0.0)
+    return nll_B, jnp.where(scored_B, likeliest_B, -1), state

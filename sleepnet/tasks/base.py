@@ -8,6 +8,7 @@ import numpy as np
 
 from sleepnet.config import TaskConfig
 from sleepnet.tasks.layout import Content, Example, Layout
+from sleepnet.tasks.splits import check_split
 
 
 class Floor(NamedTuple):
@@ -64,6 +65,14 @@ class Task(abc.ABC):
         Raises:
           ValueError: an unknown split, a negative index, or a split too small to hold anything.
         """
+
+    def num_distinct(self, split: str, wanted: int) -> int:
+        """Return how many of the first `wanted` examples can be measured, each counted once.
+
+        All of them, for tasks that draw each example anew; a split of stored data ends.
+        """
+        check_split(split)
+        return wanted
 
     def examples(self, split: str, indices: Sequence[int]) -> Example:
         """Some examples as a batch, with a leading B on every array."""

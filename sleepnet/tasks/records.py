@@ -4,17 +4,19 @@ The index record is a line of JSON (`Index`) and the length of each document as 
 finds any token by a division, however long its document is.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from sleepnet.config import ConfigError
+from sleepnet.storage import replacing
 
 SUFFIX = ".array_record"
 _FORMAT = "sleepnet tokens 1"
@@ -32,29 +34,50 @@ class Index:
     tokens: int
     text_bytes: int  # of the text, in UTF-8
     digest: str  # SHA-256 of all tokens and lengths
+    lost_bytes: int | None = None  # of the text; None: written before they were counted
+    sources: tuple[str, ...] = ()  # SHA-256 of each file of text
+
+
+class Document(NamedTuple):
+    """The ids of a document, the bytes of its text and those that the ids do not determine."""
+
+    ids: np.ndarray
+    text_bytes: int
+    lost_bytes: int = 0
 
 
 def write_tokens(
     path: pathlib.Path,
-    documents: Iterable[tuple[np.ndarray, int]],
+    documents: Iterable[Document],
     *,
     tokenizer: str,
     dtype: np.dtype,
+    sources: tuple[str, ...] = (),
 ) -> Index:
-    """Writes documents, each as its ids and the bytes of its text, one block in memory at a time.
+    """Writes documents, one block in memory at a time; of those without ids only the bytes count.
 
     Readers see the old file or the new one, never a part.
     """
     # Only here: reading goes through grain.
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    partial = path.with_name(f".{path.name}.partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    digest, lengths, text_bytes = hashlib.sha256(), [], 0
+    with replacing(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        try:
+            return _write(writer, documents, tokenizer, np.dtype(dtype), sources)
+        finally:
+            writer.close()
+
+
+def _write(writer, documents, tokenizer: str, dtype: np.dtype, sources: tuple[str, ...]) -> Index:
+    digest, lengths, text_bytes, lost_bytes = hashlib.sha256(), [], 0, 0
     waiting = np.zeros(0, dtype)
-    for ids, size in documents:
-        lengths.append(len(ids))
+    for ids, size, lost in documents:
         text_bytes += size
+        lost_bytes += lost
+        if not len(ids):
+            continue
+        lengths.append(len(ids))
         waiting = np.concatenate([waiting, ids.astype(dtype)])
         whole = len(waiting) - len(waiting) % _BLOCK
         for start in range(0, whole, _BLOCK):
@@ -65,20 +88,28 @@ def write_tokens(
         digest.update(block := waiting.tobytes())
         writer.write(block)
     lengths_D = np.array(lengths, "<i8")
-    digest.update(lengths_D.tobytes())
+    digest.update(lengths_D.tobytes())  # as `tokens_digest`
     index = Index(
         format=_FORMAT,
         tokenizer=tokenizer,
-        dtype=np.dtype(dtype).str,
+        dtype=dtype.str,
         documents=len(lengths),
         tokens=int(lengths_D.sum()),
         text_bytes=text_bytes,
         digest=digest.hexdigest(),
+        lost_bytes=lost_bytes,
+        sources=sources,
     )
-    writer.write(json.dumps(dataclasses.asdict(index)).encode() + b"\n" + lengths_D.tobytes())
-    writer.close()
-    partial.replace(path)
+    head = json.dumps(dataclasses.asdict(index), allow_nan=False)
+    writer.write(head.encode() + b"\n" + lengths_D.tobytes())
     return index
+
+
+def tokens_digest(tokens: np.ndarray, lengths_D: np.ndarray) -> str:
+    """The `Index.digest` of a file of these tokens."""
+    digest = hashlib.sha256(tokens.data)
+    digest.update(lengths_D.astype("<i8").data)
+    return digest.hexdigest()
 
 
 class TokenFile:
@@ -95,15 +126,16 @@ class TokenFile:
         Raises:
           ConfigError: the file is damaged, or holds no tokens.
         """
-        self._records = open_records(path)
+        self._records = Records(path)
         head, _, lengths = self._records[len(self._records) - 1].partition(b"\n")
         try:
-            self.index = Index(**json.loads(head))
+            fields = json.loads(head)
+            self.index = Index(**fields | {"sources": tuple(fields.get("sources", ()))})
             self.lengths_D = np.frombuffer(lengths, "<i8")
             self._dtype = np.dtype(self.index.dtype)
-        except (TypeError, ValueError):
+            blocks = -(-self.index.tokens // _BLOCK)
+        except (AttributeError, RecursionError, TypeError, ValueError):
             raise ConfigError(f"{path}: its last record is no index of tokens") from None
-        blocks = -(-self.index.tokens // _BLOCK)
         if len(self._records) != blocks + 1 or self.lengths_D.sum() != self.index.tokens:
             raise ConfigError(
                 f"{path} is damaged: its index tells of {self.index.tokens} tokens in {blocks} "
@@ -111,7 +143,11 @@ class TokenFile:
             )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start..stop - 1, all documents written one after another."""
+        """Tokens start..stop - 1, all documents written one after another.
+
+        Raises:
+          ConfigError: a block is damaged.
+        """
         first = start // _BLOCK
         blocks = [self._records[number] for number in range(first, -(-stop // _BLOCK))]
         ids = np.frombuffer(b"".join(blocks), self._dtype)
@@ -124,22 +160,41 @@ def holds_tokens(path: pathlib.Path) -> bool:
     Raises:
       ConfigError: the file is damaged, or no ArrayRecord.
     """
-    records = open_records(path)
+    records = Records(path)
     return len(records) > 0 and _FORMAT.encode() in records[len(records) - 1][:200]
 
 
-def open_records(path: pathlib.Path) -> Sequence[bytes]:
-    """The records of a file, by number.
+class Records:
+    """The records of an ArrayRecord file, by number.
 
     Raises:
-      ConfigError: the file cannot be read, or is no whole ArrayRecord.
+      ConfigError: as it is opened or read: the file cannot be read, or is no whole ArrayRecord.
     """
-    try:
-        source: Any = grain.sources.ArrayRecordDataSource([str(path)])
-        len(source)  # opens it
-    except Exception as error:  # of many kinds, from a library of C++
-        raise ConfigError(f"{path} is damaged, or no ArrayRecord file: {_line(error)}") from None
-    return source
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        with self._named_errors():
+            self._source: Any = grain.sources.ArrayRecordDataSource([str(path)])
+            self._length = len(self._source)  # opens it
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> bytes:
+        with self._named_errors():
+            return self._source[number]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[number] for number in range(len(self)))
+
+    @contextlib.contextmanager
+    def _named_errors(self):
+        try:
+            yield
+        except Exception as error:  # of many kinds, from a library of C++
+            raise ConfigError(
+                f"{self._path} is damaged, or no ArrayRecord file: {_line(error)}"
+            ) from None
 
 
 def _line(error: Exception) -> str:

@@ -1,16 +1,18 @@
 """Text: documents packed into windows, every token predicted from those before it."""
 
 import dataclasses
+import itertools
+import pathlib
 
 import numpy as np
 
-from sleepnet.config import ConfigError, TextConfig
+from sleepnet.config import ConfigError, TextConfig, contents
 from sleepnet.tasks.base import Task
-from sleepnet.tasks.corpus import Corpus, open_corpus
+from sleepnet.tasks.corpus import Corpus, check_held_out, open_corpus
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.packing import Packing, Piece
 from sleepnet.tasks.splits import SPLITS, check_split
-from sleepnet.tokenizer import load_tokenizer
+from sleepnet.tokenizer import BYTES, task_tokenizer
 
 
 class Text(Task):
@@ -35,25 +37,24 @@ class Text(Task):
 
         Raises:
           ConfigError: files or a tokenizer that cannot be used, or not those that
-            `config.fingerprints` tells of.
+            `config.fingerprints` tells of; test text that is trained on.
         """
-        self._tokenizer = load_tokenizer(config.tokenizer, field="task.tokenizer")
+        self._tokenizer = task_tokenizer(config)
         self._end = self._tokenizer.vocab_size
         self._corpora = {
             split: open_corpus(f"{split}_files", files, config.text_field, self._tokenizer)
             for split, files in zip(SPLITS, (config.train_files, config.test_files), strict=True)
         }
+        check_held_out(self._corpora["train"].sources, self._corpora["test"].sources)
         self._packings = {
             split: Packing(
                 corpus.lengths_D, config.window, config.windows, f"{config.seed} {split}".encode()
             )
             for split, corpus in self._corpora.items()
         }
-        fingerprints = _fingerprints(config.tokenizer, self._tokenizer.identity, self._corpora)
-        _check_fingerprints(config.fingerprints, fingerprints)
-        super().__init__(
-            dataclasses.replace(config, fingerprints=fingerprints), self._tokenizer.vocab_size + 1
-        )
+        known = _from_anywhere(config, self._tokenizer.identity, self._corpora)
+        _check_fingerprints(config.fingerprints, known.fingerprints)
+        super().__init__(known, self._tokenizer.vocab_size + 1)
 
     @property
     def num_windows(self) -> int:
@@ -84,6 +85,18 @@ class Text(Task):
         check_split(split)
         corpus = self._corpora[split]
         return float(corpus.lengths_D.sum()) / corpus.text_bytes
+
+    def num_distinct(self, split: str, wanted: int) -> int:
+        """See `Task.num_distinct`: at most the rows of one epoch, which later ones repeat."""
+        return min(wanted, self.packing(split).rows)
+
+    def lost_bytes(self, split: str) -> int | None:
+        """Bytes of the text of a split that its tokens do not determine; None: not known.
+
+        See `Tokenizer.lost_bytes`; files of tokens from before they were counted do not tell.
+        """
+        check_split(split)
+        return self._corpora[split].lost_bytes
 
     def example(self, split: str, index: int) -> Example:
         """See `Task.example`."""
@@ -124,16 +137,29 @@ def _example(corpus: Corpus, pieces: list[Piece], config: TextConfig, end: int) 
     return Example(tokens_WL, length_W, targets_WL, mask_WL, depth_WL, answer_WL, reset_W)
 
 
-def _fingerprints(name: str, identity: str, corpora: dict[str, Corpus]) -> tuple[str, ...]:
-    tokenizer = f"{name}: {identity}" if identity != name else name
-    return (tokenizer, *(line for corpus in corpora.values() for line in corpus.fingerprints))
+def _from_anywhere(config: TextConfig, identity: str, corpora: dict[str, Corpus]) -> TextConfig:
+    """The config with the absolute path of every file, and with what was read."""
+
+    def files(split: str) -> tuple[str, ...]:
+        return tuple(str(source.path.absolute()) for source in corpora[split].sources)
+
+    tokenizer = fingerprint = config.tokenizer
+    if tokenizer != BYTES:
+        tokenizer = str(pathlib.Path(tokenizer).absolute())
+        fingerprint = f"{tokenizer}: {identity}"
+    of_files = (line for split in SPLITS for line in corpora[split].fingerprints)
+    return dataclasses.replace(
+        config, tokenizer=tokenizer, train_files=files("train"), test_files=files("test"),
+        fingerprints=(fingerprint, *of_files),
+    )  # fmt: skip
 
 
 def _check_fingerprints(expected: tuple[str, ...] | None, found: tuple[str, ...]):
-    if expected is None or expected == found:
+    """The names may differ: files may have moved."""
+    if expected is None or contents(expected) == contents(found):
         return
-    was = next((line for line in expected if line not in found), "fewer files")
-    now = next((line for line in found if line not in expected), "fewer files")
+    pairs = itertools.zip_longest(expected, found, fillvalue="no further file")
+    was, now = next((a, b) for a, b in pairs if contents([a]) != contents([b]))
     raise ConfigError(
         f"the text is not what this run was made with; it had {was}, and there is {now}; put it "
         f"back, or begin another run"

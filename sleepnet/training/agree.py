@@ -4,7 +4,6 @@ All of them call each function, in the same order, and wait for each other; a pr
 waits for nobody.
 """
 
-import json
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sleepnet import strict_json
 from sleepnet.config import ConfigError
 from sleepnet.storage import StorageError
 
@@ -76,7 +76,8 @@ def from_first(make: Callable[[], T]) -> T:
     if alone():
         return make()
     first = jax.process_index() == 0
-    return json.loads(_broadcast(together(lambda: json.dumps(make()).encode() if first else b"")))
+    made = together(lambda: strict_json.dumps(make()).encode() if first else b"")
+    return strict_json.loads(_broadcast(made))
 
 
 def _broadcast(data: bytes) -> bytes:

@@ -8,7 +8,6 @@ save that failed is never listed and never in the way of the next.
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from sleepnet import storage
+from sleepnet import storage, strict_json
 from sleepnet.training import agree
 from sleepnet.training.step import TrainState
 
@@ -311,7 +310,7 @@ class Checkpoints:
     # Reading.
 
     def _record(self, step) -> dict[str, Any]:
-        sealed = json.loads((self.path(step) / RECORD / RECORD_FILE).read_text())
+        sealed = strict_json.loads((self.path(step) / RECORD / RECORD_FILE).read_text())
         return storage.unseal(sealed, self._source(step))
 
     def _read(self, step, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import threading
 import time
+from collections.abc import Callable
 
 from sleepnet import storage
 
@@ -16,10 +17,14 @@ class Clock:
     """Adds up seconds by phase. Goodput is the share that went into steps taken for the first time.
 
     A kill loses the seconds since the last `save`; the time between two starts is not counted.
+
+    Args:
+      now: seconds by a clock that only goes forward.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, now: Callable[[], float] = time.monotonic):
         self._path = pathlib.Path(workdir) / FILE
+        self.now = now
         stored = {}
         with contextlib.suppress(storage.StorageError):  # statistics keep no run from going on
             stored = storage.read_json(self._path)
@@ -27,7 +32,7 @@ class Clock:
         self._farthest: int = stored.get("farthest", 0)
         self._lock = threading.Lock()
         self.phase, self.step = "start", 0
-        self._last_sign = self._counted = time.monotonic()
+        self.last_sign = self._counted = now()
 
     def enter(self, phase: str, step: int):
         """The phase before ends. Every call is a sign of life."""
@@ -36,11 +41,11 @@ class Clock:
             if self.phase == STEP:
                 self._farthest = max(self._farthest, self.step)
             self.phase, self.step = phase, step
-            self._last_sign = self._counted
+            self.last_sign = self._counted
 
     def silent_for(self) -> float:
         """Seconds since the last sign of life."""
-        return time.monotonic() - self._last_sign
+        return self.now() - self.last_sign
 
     def timing(self) -> dict[str, float]:
         """For timing.jsonl: seconds in all and by phase, and the goodput."""
@@ -59,7 +64,7 @@ class Clock:
         storage.write_json(self._path, kept)
 
     def _count(self):
-        now = time.monotonic()
+        now = self.now()
         repeated = self.phase == STEP and self.step <= self._farthest
         name = REPEATED if repeated else self.phase
         self._spent[name] = self._spent.get(name, 0.0) + now - self._counted

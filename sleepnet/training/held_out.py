@@ -17,7 +17,7 @@ LOSS, ACCURACY = f"{HELD_OUT}loss", f"{HELD_OUT}accuracy"
 
 
 class HeldOut:
-    """Measures the first `training.evaluate_examples` examples of the test split."""
+    """Measures the first `training.evaluate_examples` examples of the test split, each once."""
 
     def __init__(self, config: ExperimentConfig, task, mesh, votes: Votes):
         self._config, self._task, self._mesh, self._votes = config, task, mesh, votes
@@ -52,7 +52,8 @@ class HeldOut:
 
     def _batches(self) -> Iterator[tasks.Example]:
         """All of one size, and so one program; what is too much in the last bears no score."""
-        size, wanted = self._config.training.batch_size, self._config.training.evaluate_examples
+        size = self._config.training.batch_size
+        wanted = self._task.num_distinct("test", self._config.training.evaluate_examples)
         rows = range(size) if self._mesh is None else sharding.local_rows(self._mesh, size)
         batches = tasks.batches(
             self._task, "test", size, num_batches=-(-wanted // size), rows=tuple(rows)

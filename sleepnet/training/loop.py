@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sleepnet import sharding, tasks
-from sleepnet.config import ExperimentConfig
+from sleepnet.config import ExperimentConfig, check_trainable
 from sleepnet.sharding import make_mesh
 from sleepnet.training import agree, guard, newborn
 from sleepnet.training.clock import Clock
@@ -76,11 +76,13 @@ def train(
       profile_steps: the first and the last step of a profile, for workdir/profile.
 
     Raises:
-      ConfigError: a mesh that does not fit the devices; no workdir is made.
+      ConfigError: a mesh that does not fit the devices, or parameters that cannot be trained; no
+        workdir is made.
       StorageError: a workdir that cannot be written, is in use, or is of another config. Raised
         in all processes, whichever of them it concerns.
       TrainingError: a bad step, or too many of them; see `training.on_bad_step`.
     """
+    check_trainable(config.model)
     workdir = pathlib.Path(workdir)
     task = agree.together(lambda: tasks.make(config.task), "the task cannot be made")
     config = dataclasses.replace(config, task=task.config)  # with what its files were

@@ -2,14 +2,15 @@
 
 `metrics.jsonl` has one row per `log_every` steps, and a second one, of what was held out, where a
 step was evaluated; they are bit-equal however often the run was interrupted. `timing.jsonl` has
-the wall clock. Both also go to TensorBoard.
+the wall clock. Both also go to TensorBoard. Lines are `strict_json`: a loss that is not a number
+is the string "NaN".
 """
 
 import contextlib
-import json
 import os
 import pathlib
 
+from sleepnet import strict_json
 from sleepnet.storage import StorageError, write_atomic
 from sleepnet.training import board
 
@@ -156,7 +157,7 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     rows, lines = [], path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(strict_json.loads(line))
         except ValueError:
             if number < len(lines):
                 raise StorageError(f"{path}, line {number} is damaged: mend or remove it") from None
@@ -164,4 +165,4 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 
 
 def _line(row: dict) -> bytes:
-    return json.dumps(row).encode() + b"\n"
+    return strict_json.dumps(row).encode() + b"\n"

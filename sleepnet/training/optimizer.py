@@ -5,6 +5,9 @@ of `optax.contrib.muon`, told which leaves are matrices: left alone it would tak
 the embedding and the head too, and send our stacked (R, in, out) matrices to AdamW. It stands here
 in its parts, because a matrix must be whole to be orthogonalised: over a mesh, every device takes
 its share of them.
+
+Weight decay reaches the matrices and embeddings alone (`is_decayed`). Learning rates follow the
+step of the run (`at_step`), whatever became of the steps before it.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +23,8 @@ from sleepnet.config import PARTS, TrainingConfig
 MOMENTUM, EPS = 0.95, 1e-8  # of optax's Muon
 # Stacked (R, ...) arrays of the blocks that are no matrices between two spaces of features.
 NOT_MATRICES = ("conv",)
+# Of the leaves outside the blocks, those that weight decay reaches.
+DECAYED = ("embedding", "positions", "head")
 
 
 def optimizer(config: TrainingConfig, mesh=None) -> optax.GradientTransformation:
@@ -35,14 +40,13 @@ def optimizer(config: TrainingConfig, mesh=None) -> optax.GradientTransformation
                 "muon": optax.chain(
                     nesterov_momentum(MOMENTUM),
                     optax.stateless(lambda updates, _: _orthogonalised(updates, mesh)),
-                    optax.add_decayed_weights(config.muon_weight_decay),
+                    _weight_decay(config.muon_weight_decay),
                     optax.scale_by_learning_rate(schedule(config, config.muon_learning_rate)),
                 ),
-                "adam": optax.adamw(
-                    schedule(config, config.adam_learning_rate),
-                    b2=config.adam_b2,
-                    weight_decay=config.adam_weight_decay,
-                    nesterov=True,
+                "adam": optax.chain(
+                    optax.scale_by_adam(b2=config.adam_b2, nesterov=True),
+                    _weight_decay(config.adam_weight_decay),
+                    optax.scale_by_learning_rate(schedule(config, config.adam_learning_rate)),
                 ),
             },
             labels,
@@ -54,11 +58,53 @@ def labels(params) -> Any:
     """Per leaf "muon", where two axes of a stacked (R, in, out) array are a matrix, or "adam"."""
 
     def of_leaf(path, leaf):
-        names = [key.key for key in path]
-        matrix = names[0] in PARTS and leaf.ndim == 3 and names[-1] not in NOT_MATRICES
-        return "muon" if matrix else "adam"
+        return "muon" if _is_matrix(path, leaf) else "adam"
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def is_decayed(path, leaf) -> bool:
+    """Return whether weight decay reaches a leaf: matrices of the blocks, embeddings and the head.
+
+    Norms, short convolutions, `A_log` and `dt_bias` have a meaning at their own scale, and none
+    at 0: a decayed `dt_bias` makes the fast weights forget within a few tokens.
+    """
+    return _is_matrix(path, leaf) or path[0].key in DECAYED
+
+
+def _is_matrix(path, leaf) -> bool:
+    return path[0].key in PARTS and leaf.ndim == 3 and path[-1].key not in NOT_MATRICES
+
+
+def _weight_decay(rate: float) -> optax.GradientTransformation:
+    """Add `rate` times the parameter to the updates of decayed leaves."""
+
+    def decay(path, update, param):
+        return update + rate * param if rate and is_decayed(path, param) else update
+
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(decay, updates, params)
+    )
+
+
+def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
+    """Return the state whose learning rates are those of step `step` + 1.
+
+    A skipped step leaves momentum and its bias correction as they were, for these count the
+    updates that were made; the schedule goes on, so that a run ends at its last rate.
+
+    Args:
+      opt_state: of `optimizer`.
+      step: int32, the steps of the run that are done, skipped ones too.
+    """
+
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: node._replace(count=step) if is_schedule(node) else node,
+        opt_state, is_leaf=is_schedule,
+    )  # fmt: skip
 
 
 class Momentum(NamedTuple):

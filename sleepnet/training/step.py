@@ -6,11 +6,11 @@ import optax
 from flax import struct
 
 from sleepnet import sharding
-from sleepnet.config import ModelConfig, TrainingConfig
+from sleepnet.config import ModelConfig, TrainingConfig, check_trainable
 from sleepnet.model import init_params
 from sleepnet.rollout import Rollout, rollout
 from sleepnet.training import guard
-from sleepnet.training.optimizer import optimizer
+from sleepnet.training.optimizer import at_step, optimizer
 
 
 @struct.dataclass
@@ -24,7 +24,12 @@ class TrainState:
 
 
 def init_train_state(model: ModelConfig, training: TrainingConfig) -> TrainState:
-    """The state before the first step; random parameters from `training.seed`."""
+    """The state before the first step; random parameters from `training.seed`.
+
+    Raises:
+      ConfigError: parameters that cannot be trained; see `check_trainable`.
+    """
+    check_trainable(model)
     params = init_params(model, jax.random.key(training.seed))
     # Strongly typed from the start: a weak type would compile the step twice.
     opt_state = jax.tree.map(_strong, optimizer(training).init(params))
@@ -62,8 +67,12 @@ def make_train_step(
     Metrics, float32 scalars: loss (masked mean cross-entropy in nats over all scored
     positions of the batch), accuracy, grad_norm (before clipping); int32: bad, 1 for a step that
     `guard.judge` calls bad, whose update is left out if `training.on_bad_step` says so, and how
-    many were bad so far, and in a row.
+    many were bad so far, and in a row. Learning rates follow `state.step`, which counts those too.
+
+    Raises:
+      ConfigError: parameters that cannot be trained; see `check_trainable`.
     """
+    check_trainable(model)
     update = optimizer(training, mesh).update
     gradient = _gradient_of_batch(
         model, training, window_passes, scored_per_window, mesh=mesh, gather=gather
@@ -73,13 +82,13 @@ def make_train_step(
         (loss, accuracy), grads = gradient(state.params, batch)
         if mesh is not None:
             grads = jax.lax.with_sharding_constraint(grads, sharding.of_state(mesh, grads))
-        updates, opt_state = update(grads, state.opt_state, state.params)
+        before = at_step(state.opt_state, state.step)
+        updates, opt_state = update(grads, before, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.global_norm(grads)
         bad, recent = guard.judge(state.recent, loss, grad_norm, training.spike_factor)
         if training.on_bad_step == "skip":
-            before = state.params, state.opt_state
-            params, opt_state = guard.keep_where(bad, before, (params, opt_state))
+            params, opt_state = guard.keep_where(bad, (state.params, before), (params, opt_state))
         metrics = {
             "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm,
             "bad": bad.astype(jnp.int32), "bad_so_far": recent.bad,

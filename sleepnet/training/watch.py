@@ -32,7 +32,7 @@ class Heartbeat:
 
 
 class Watch:
-    """Writes the heartbeat of this process, and reports what stands still.
+    """Writes the heartbeat of this process, and reports what stands still: a thread calls `look`.
 
     A loop that gives no sign of life for `stall_seconds` (0: however long) is reported once, with
     the stacks of all threads in `stalls/`: a stall, but in phases of one long call, whose silence
@@ -54,8 +54,8 @@ class Watch:
         self._stall_seconds = stall_seconds
         self._on_notice, self._on_stall = on_notice, on_stall
         self._process, self._first = jax.process_index(), jax.process_index() == 0
-        self._others = _Others(self._folder / HEARTBEATS) if self._first else None
-        self._stalled = False
+        self._others = _Others(self._folder / HEARTBEATS, clock.now) if self._first else None
+        self._stalled_since: float | None = None  # the last sign of life before a stall
         self._refused = ""  # why the last heartbeat could not be written
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -70,10 +70,14 @@ class Watch:
     def _run(self):
         interval = min(INTERVAL, self._stall_seconds / 4) if self._stall_seconds else INTERVAL
         while not self._ended.wait(interval):
-            self._beat()
-            self._look_for_stall()
-            for notice in self._others.unheard() if self._others else ():
-                self._on_notice(notice)
+            self.look()
+
+    def look(self):
+        """Write a heartbeat, and report what has stood still since the last look."""
+        self._beat()
+        self._look_for_stall()
+        for notice in self._others.unheard() if self._others else ():
+            self._on_notice(notice)
 
     def _beat(self):
         beat = Heartbeat(
@@ -94,11 +98,10 @@ class Watch:
             self._refused = ""
 
     def _look_for_stall(self):
-        silent = self._clock.silent_for()
-        if not self._stall_seconds or silent < self._stall_seconds:
-            self._stalled = False
-        elif not self._stalled:
-            self._stalled = True
+        since, silent = self._clock.last_sign, self._clock.silent_for()
+        stalls = 0 < self._stall_seconds <= silent
+        if stalls and since != self._stalled_since:
+            self._stalled_since = since
             tell = self._on_notice if self._clock.phase in LONG else self._on_stall
             tell(self._report(silent))
 
@@ -120,19 +123,20 @@ class Watch:
 class _Others:
     """The heartbeats of the other processes, as this one sees them change."""
 
-    def __init__(self, folder):
-        self._folder = folder
-        now = time.monotonic()
-        self._seen = {i: ("", now) for i in range(jax.process_count()) if i != jax.process_index()}
+    def __init__(self, folder, now):
+        self._folder, self._now = folder, now
+        self._seen = {
+            i: ("", now()) for i in range(jax.process_count()) if i != jax.process_index()
+        }
         self._named = set()
 
     def unheard(self):
         """A notice for each process that has fallen silent since the last call, or is back."""
         for process, (content, since) in self._seen.items():
             found = self._read(process)
-            silent = time.monotonic() - since
+            silent = self._now() - since
             if found != content:
-                self._seen[process] = found, time.monotonic()
+                self._seen[process] = found, self._now()
                 if process in self._named:
                     self._named.remove(process)
                     yield f"process {process} is heard of again"

@@ -9,16 +9,20 @@ from typing import Any
 import jax
 
 from sleepnet import storage
-from sleepnet.config import ExperimentConfig, from_dict
+from sleepnet.config import ExperimentConfig, contents, from_dict
 from sleepnet.model import init_params
+from sleepnet.training import clock, rollbacks
 from sleepnet.training.checkpoint import Checkpoints
 
 CONFIG, STARTS, PROFILE, LOCK = "config.json", "starts.jsonl", "profile", ".lock"
+_FINGERPRINTS = ("task", "fingerprints")
 # What a run may change when it goes on: nothing that the losses of its good steps depend on but
 # for rounding.
 FREE_SECTIONS = ("mesh", "evaluation")
 FREE_FIELDS = (
     ("model", "backend"),
+    # Files may move: their content, and the tokens that it becomes, stand in the fingerprints.
+    *(("task", field) for field in ("train_files", "test_files", "tokenizer", "special_tokens")),
     *(
         ("training", field)
         for field in (
@@ -28,6 +32,20 @@ FREE_FIELDS = (
         )
     ),
 )  # fmt: skip
+
+
+# What a run that begins would take for its own.
+_TAKEN_OVER = (rollbacks.FILE, clock.FILE)
+
+
+def fixed_fields(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """Return the sections without the fields that a run may change when it goes on."""
+    sections = config.to_dict()
+    for section in FREE_SECTIONS:
+        del sections[section]
+    for section, field in FREE_FIELDS:
+        sections[section].pop(field, None)  # of tasks that have it
+    return sections
 
 
 @contextlib.contextmanager
@@ -62,12 +80,19 @@ def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
                 f"{workdir} holds a run with {path}={was!r}, and this one has {now!r}: "
                 f"take another --workdir, or set {path} back"
             )
-    elif Checkpoints.exist(workdir):
+    elif left := _left_behind(workdir):
         raise storage.StorageError(
-            f"{workdir} holds checkpoints but no {CONFIG} to tell of which run: "
+            f"{workdir} holds {left} but no {CONFIG} to tell of which run: "
             f"put it back, or take another --workdir"
         )
     storage.write_json(workdir / CONFIG, config.to_dict())
+
+
+def _left_behind(workdir: pathlib.Path) -> str | None:
+    """What a run has left here that another would go on with."""
+    if Checkpoints.exist(workdir):
+        return "checkpoints"
+    return next((name for name in _TAKEN_OVER if (workdir / name).exists()), None)
 
 
 def load_config(workdir: pathlib.Path) -> ExperimentConfig:
@@ -75,7 +100,11 @@ def load_config(workdir: pathlib.Path) -> ExperimentConfig:
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
         raise storage.StorageError(f"{workdir} is no workdir of a run: it has no {CONFIG}")
-    return from_dict(storage.read_json(path))
+    values = storage.read_json(path)
+    task = values.get("task") if isinstance(values, dict) else None
+    if isinstance(task, dict) and task.get("name") == "text":
+        task.setdefault("special_tokens", "control")  # what was done before there was a choice
+    return from_dict(values)
 
 
 def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, int]:
@@ -105,9 +134,19 @@ def differences(stored: dict, wanted: dict) -> Iterator[tuple[str, Any, Any]]:
             continue
         for field in sorted(fields.keys() | stored[section].keys()):
             was, now = stored[section].get(field), fields.get(field)
+            if (section, field) == _FINGERPRINTS:
+                was, now = _other_content(was, now)
             if was != now and (section, field) not in FREE_FIELDS:
                 was, now = _apart(was, now)
                 yield f"{section}.{field}", was, now
+
+
+def _other_content(was, now):
+    """Fingerprints without those that tell of the same content, under whatever name."""
+    if None in (was, now) or len(was) != len(now):
+        return was, now
+    pairs = [(a, b) for a, b in zip(was, now, strict=True) if contents([a]) != contents([b])]
+    return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
 
 
 def _apart(was, now):

@@ -15,7 +15,9 @@ from sleepnet.config import (
     ExperimentConfig,
     FactsConfig,
     ModelConfig,
+    TrainingConfig,
 )
+from sleepnet.evaluation import forgetting as module
 from sleepnet.evaluation.forgetting import at_distance, forgetting
 
 TASK = FactsConfig(depths=(1, 2), keys=4, values=4, noise=2, facts=2, window=4, curriculum=9)
@@ -54,6 +56,38 @@ def test_who_never_learned_guesses_at_any_distance():
     (row,) = forgetting(params, CONFIG, (30,), tokens=1)
     assert (row.depth, row.examples, row.passes, row.floor) == (30, 16, 1, 0.25)
     assert row.accuracy < row.floor + 4 * (row.floor * (1 - row.floor) / row.answers) ** 0.5
+
+
+def test_what_was_measured_on_another_run_is_measured_anew(tmp_path, monkeypatch):
+    """Copied from a run of another seed, or of other parameters; the run's own is not."""
+    asked = []
+
+    def measured(params, config, distances):
+        asked.extend(distances)
+        return [Row(depth=distances[0])]
+
+    monkeypatch.setattr(module, "forgetting", measured)
+    params = {"head": np.zeros(3, np.float32)}
+    others = [
+        (params, dataclasses.replace(CONFIG, training=TrainingConfig(seed=1)), 3),
+        (params, dataclasses.replace(CONFIG, evaluation=EvaluationConfig(examples=7)), 3),
+        ({"head": np.ones(3, np.float32)}, CONFIG, 3),
+        (params, CONFIG, 4),
+    ]
+    for of_other in others:
+        for distances in ((2, 5), (5, 2, 9)):
+            found = module.forgetting_of_run(tmp_path, params, CONFIG, 3, distances)
+            assert found == {distance: {"depth": distance} for distance in distances}
+        assert asked == [2, 5, 9]
+        asked.clear()
+        module.forgetting_of_run(tmp_path, *of_other, (9,))
+        assert asked == [9]
+        asked.clear()
+
+
+@dataclasses.dataclass
+class Row:
+    depth: int
 
 
 def test_other_tasks_have_no_facts_to_forget():

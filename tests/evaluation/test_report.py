@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import pytest
 
@@ -33,7 +34,8 @@ def write_run(workdir, config, *, seed=0, passes=1, accuracy=0.5, step=40, laten
     (workdir / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timing))
     start = {"command": ["train.py", f"--config.training.seed={seed}", "--workdir=a b"]}
     (workdir / "starts.jsonl").write_text(2 * (json.dumps(start) + "\n"))
-    record.save(workdir, evaluation_of(passes, accuracy, step, latency))
+    measured = {"measured": record.identity({}, config)}
+    record.save(workdir, evaluation_of(passes, accuracy, step, latency) | measured)
     return workdir
 
 
@@ -171,6 +173,14 @@ def test_runs_that_differ_in_the_passes_of_gradients_are_compared(workdirs, tmp_
 def test_a_run_that_was_not_evaluated_names_the_command(workdirs, tmp_path):
     (workdirs[1] / "evaluation.json").unlink()
     with pytest.raises(StorageError, match=f"launch.evaluate --workdir={workdirs[1]}"):
+        report(workdirs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_measurements_of_another_run_are_not_reported(workdirs, tmp_path):
+    """Such as those in a folder that was copied and trained with another seed."""
+    shutil.copy(workdirs[0] / "evaluation.json", workdirs[1])
+    with pytest.raises(StorageError, match=r"another run \(training.seed was 0 and is 1\)"):
         report(workdirs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import pathlib
-import subprocess
 import sys
 
 import jax
 import minds
 import numpy as np
 import pytest
+import waiting
 
 import sleepnet
 from launch import peers
@@ -246,8 +246,7 @@ def test_without_the_tpu_compiler_its_suite_says_what_to_install(monkeypatch):
 
 
 def benchmark(*arguments):
-    command = [sys.executable, "-m", "launch.benchmark", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return waiting.run(sys.executable, "-m", "launch.benchmark", *arguments)
 
 
 def test_the_command_prints_what_it_writes(tmp_path):

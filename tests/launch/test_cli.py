@@ -2,32 +2,37 @@
 named in one line."""
 
 import ast
+import dataclasses
 import os
 import pathlib
+import pwd
 import re
 import signal
-import subprocess
 import sys
 import warnings
 from typing import Any
 
 import pytest
+import waiting
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import depo_small
 from launch import cli
-from sleepnet.config import FOLLOWS, ConfigError, DepoConfig, field_paths, fields_at
+from sleepnet import config as c
+from sleepnet.config import FOLLOWS, ConfigError, DepoConfig, field_paths, fields_at, local_path
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-PROGRAMS = [path for path in sorted((ROOT / "launch").glob("*.py"))
-            if "cli.run(main" in path.read_text()]  # fmt: skip
+PROGRAMS = [
+    path
+    for room in ("experiments", "launch")
+    for path in sorted((ROOT / room).glob("*.py"))
+    if "cli.run(main" in path.read_text()
+]
 
 
 def run(program, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"launch.{program}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    return waiting.run(sys.executable, "-m", f"launch.{program}", *arguments)
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
@@ -55,6 +60,16 @@ def test_every_program_that_is_told_of_can_be_started():
         assert path.with_suffix(".py").is_file() and not path.exists(), module
 
 
+def test_parameters_too_coarse_to_train_are_refused_with_what_to_set():
+    """Wherever an experiment is read: to train, to sweep, to be looked at by the doctor."""
+    values = depo_small.get_config()
+    values.model.compute_dtype = "bfloat16"
+    assert cli.experiment_config(values).model.param_dtype == "float32"
+    values.model.param_dtype = "bfloat16"
+    with pytest.raises(ConfigError, match="must be float32 in training"):
+        cli.experiment_config(values)
+
+
 def test_help_is_no_failure():
     done = run("train", "--help")
     assert done.returncode == 0 and not done.stderr
@@ -73,10 +88,9 @@ cli.run(main)
 
 def test_no_character_and_no_reader_that_leaves_ends_a_program_in_a_traceback():
     """What the encoding lacks is escaped; and `| head -1` ends it without a word."""
-    done = subprocess.run(
-        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, MANY_LINES],
-        cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
-        timeout=120, check=False,
+    done = waiting.run(
+        "bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, MANY_LINES,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.stdout == "4 \\xd7 4 \\u2192 \\xb1\\xe9\\u2013\n" and not done.stderr
     assert done.returncode == 128 + signal.SIGPIPE
@@ -181,3 +195,143 @@ def test_none_may_stand_in_a_file(monkeypatch, tmp_path):
     assert (config.model.head_dim, config.task.test_hops) == (4, (2,))
     with pytest.raises(ConfigError, match="head_dim"):
         parsed(monkeypatch, f"--config={path}", "--config.model.head_dim=four")
+
+
+# Paths.
+
+# Flags and fields of text that name no file or folder; all others do.
+WORDS = {
+    "accelerator", "bucket", "coordinator_address", "grid", "name", "only", "project", "prompt",
+    "random", "runtime_version", "topology", "zone",
+}  # fmt: skip
+WORD_FIELDS = {
+    "backend", "compute_dtype", "conv_init", "eviction", "fingerprints", "gather",
+    "matmul_precision", "mlp", "name", "on_bad_step", "on_save_error", "param_dtype", "pattern",
+    "remat", "rule", "schedule", "special_tokens", "text_field",
+}  # fmt: skip
+URLS = {
+    "gs://bucket/run": "gcsfuse --implicit-dirs bucket /mnt/bucket.* such as /mnt/bucket/run",
+    "gs:/bucket/run": "such as /mnt/bucket/run",  # as pathlib writes it
+    "S3://bucket": "mount what s3:// names .* such as /mnt/bucket",
+    "hdfs://node/run": "such as /mnt/node/run",
+    "file:///data/run": "the nearest is /data/run",
+}
+
+
+def defined(path, *names):
+    """Names of the flags that a file defines by functions of these names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            if called in names and isinstance(node.args[0], ast.Constant):
+                yield node.args[0].value
+
+
+PATH_FLAGS = [
+    pytest.param(path, name, id=f"{path.stem} {name}")
+    for path in PROGRAMS
+    for name in ("config", *defined(path, "define_path", "define_paths"))
+    if name != "config" or "define_config" in path.read_text()
+]
+
+
+def test_every_flag_of_a_program_is_a_path_or_is_known_as_a_word():
+    """A path that is read as mere text would take URLs for folders, and ~ for a name."""
+    for room in ("launch", "experiments"):
+        for path in (ROOT / room).rglob("*.py"):
+            text = {*defined(path, "DEFINE_string", "DEFINE_multi_string")}
+            assert text <= WORDS, (
+                f"{path}: take cli.define_path for {text - WORDS}, or add to WORDS"
+            )
+    assert len(PATH_FLAGS) > 20 and len(PROGRAMS) > 12
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_no_path_and_the_one_to_give_is_named(url):
+    with pytest.raises(ConfigError, match=f"^a URL is not a path.*{URLS[url]}"):
+        local_path(url)
+
+
+def test_a_home_is_expanded_and_one_that_is_unknown_is_told(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert local_path("~") == "/home/me" and local_path("~/run") == "/home/me/run"
+    user = pwd.getpwuid(os.getuid())
+    assert local_path(f"~{user.pw_name}/run") == f"{user.pw_dir}/run"
+    for path in ("run", "/data/run", "runs/~/x", "./~", "data/*.jsonl", "x=a:b", "C:/run", "bytes"):
+        assert local_path(path) == path
+    with pytest.raises(ConfigError, match="there is no user 'no-such-user' here; give the path"):
+        local_path("~no-such-user/run")
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(ConfigError, match="your home is unknown"):
+        local_path("~/run")
+    with pytest.raises(ConfigError, match="the path is empty"):
+        local_path("")
+
+
+def test_a_program_refuses_a_url_in_a_line_and_makes_nothing(tmp_path):
+    done = run("train", "--config=experiments/depo_small.py", "--workdir=gs://bucket/run")
+    assert done.returncode == 2 and not done.stdout
+    assert re.fullmatch("error: flag --workdir=gs://bucket/run: a URL is not .*\n", done.stderr)
+    assert not (ROOT / "gs:").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "flag"), PATH_FLAGS)
+def test_every_program_expands_or_refuses_every_path(path, flag):
+    """~user is one that is not there, so that what is expanded is refused, too."""
+    module = f"{path.parent.name}.{path.stem}"
+    for given, reason in (("gs://b/x", "a URL is not a path"), ("~nobody-/x", "there is no user")):
+        done = waiting.run(sys.executable, "-m", module, f"--{flag}={given}")
+        assert done.returncode == 2 and not done.stdout
+        prefix = "" if flag == "config" else "flag "
+        assert done.stderr.startswith(f"error: {prefix}--{flag}={given}: {reason}"), done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_config_file_in_the_home_is_found(tmp_path, monkeypatch):
+    """And what a command is told behind two dashes stays as it is, for where it will run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("def get_config(): ...")
+    for given, expected in (
+        (["--config=~/mine.py:fast"], [f"--config={tmp_path}/mine.py:fast"]),
+        (["--config", "~/mine.py", "x"], ["--config", f"{tmp_path}/mine.py", "x"]),
+        (["--", "--config=~/mine.py"], ["--", "--config=~/mine.py"]),
+    ):
+        assert cli.with_config_path(["program", *given]) == ["program", *expected]
+    with pytest.raises(ConfigError, match=r"--config=gs://b/x.py: a URL is not a path"):
+        cli.with_config_path(["program", "--config=gs://b/x.py"])
+
+
+# Fields of the config.
+
+
+def text_fields(section):
+    return [field for field in dataclasses.fields(section)
+            if field.type in (str, tuple[str, ...]) and field.name not in WORD_FIELDS]  # fmt: skip
+
+
+SECTIONS = [c.ModelConfig, c.TrainingConfig, c.EvaluationConfig, c.MeshConfig, *c.TASKS.values()]
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        pytest.param(section, field, id=f"{section.__name__}.{field.name}")
+        for section in SECTIONS
+        for field in text_fields(section)
+    ],
+)
+def test_every_field_that_is_a_path_is_expanded_or_refused(section, field, monkeypatch):
+    """A new field of text is a path, or is added to WORD_FIELDS."""
+    monkeypatch.setenv("HOME", "/home/me")
+
+    def given(path):
+        value = path if field.type is str else ("data/x.jsonl", path)
+        made = getattr(section(**{field.name: value}), field.name)
+        return made if field.type is str else made[-1]
+
+    assert given("~/data/*.jsonl") == "/home/me/data/*.jsonl"
+    with pytest.raises(ConfigError, match=f"^{field.name}='gs://b/x.jsonl': a URL is not a path"):
+        given("gs://b/x.jsonl")
+    with pytest.raises(ConfigError, match=f"^{field.name}='~nobody-/x': there is no user"):
+        given("~nobody-/x")

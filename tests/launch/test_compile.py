@@ -3,17 +3,16 @@
 import dataclasses
 import functools
 import json
-import pathlib
-import subprocess
 import sys
 
 import jax
 import pytest
+import waiting
 
-from launch.ahead import pods, report, topologies
+from launch.ahead import pods, report, rows, topologies
 from launch.ahead.topologies import Topology
 from launch.chips import CHIPS
-from sleepnet import tasks
+from sleepnet import storage, tasks
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
@@ -24,7 +23,6 @@ from sleepnet.config import (
 )
 from sleepnet.training.step import init_train_state
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 TASK = Rule110Config(cells=62, window=64, strings=1, questions=1)
 CONFIG = ExperimentConfig(
     model=ModelConfig(
@@ -146,9 +144,25 @@ def test_the_page_of_pods_has_all_rows_and_names_those_that_miss():
     assert "Not compiled yet: c." in page
 
 
+def test_a_row_is_compiled_again_once_its_experiment_has_changed(tmp_path):
+    """What lies in the folder counts only if it was compiled from the present config."""
+    pod, path = rows.PODS[0], tmp_path / "pod.json"
+    assert not pod.is_done(path, quick=True)
+    config = pod.config().to_dict()
+    for least_effort in (False, True):
+        storage.write_json(path, {"quick": least_effort, "config": config})
+        assert pod.is_done(path, quick=True)
+        assert pod.is_done(path, quick=False) != least_effort
+    config["training"]["batch_size"] *= 2
+    storage.write_json(path, {"quick": False, "config": config})
+    assert not pod.is_done(path, quick=True)
+    config["training"]["no_more"] = 1
+    storage.write_json(path, {"quick": False, "config": config})
+    assert not pod.is_done(path, quick=True)
+
+
 def compile_(*arguments):
-    command = [sys.executable, "-m", "launch.compile", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return waiting.run(sys.executable, "-m", "launch.compile", *arguments)
 
 
 def test_the_command_prints_a_table_and_writes_it(tmp_path):

@@ -1,30 +1,29 @@
 """A person's way from a trained run to text: prompts, a live line, minds that go on."""
 
-import contextlib
 import fcntl
 import os
 import pathlib
 import pty
 import re
-import select
+import shlex
 import signal
 import struct
-import subprocess
 import sys
 import termios
 
 import corpora
 import jax
 import pytest
+import waiting
 
 from launch.live_line import LiveLine, printable
-from sleepnet import Sampling, Session, UntilStill
+from sleepnet import Sampling, Session, UntilStill, tasks
 from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig
+from sleepnet.tokenizer import load_tokenizer
 from sleepnet.training import newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.workdir import claim_workdir, load_config, load_params
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 PROMPT = "dreams and café"  # a window of 16 bytes
 LINE = re.compile(
     r"(\d+) tokens  (\d+) in its life  (\d+) sleeps  [\d.]+ ms per token  ([\d,]+) bytes of state"
@@ -37,11 +36,11 @@ def command(workdir, *arguments):
 
 def run(workdir, *arguments, prompt=PROMPT, env=None, encoding="utf-8"):
     """Its exit code, standard output and standard error."""
-    done = subprocess.run(
-        command(workdir, *arguments), cwd=ROOT, input=prompt.encode(), capture_output=True,
-        timeout=120, check=False, env=os.environ | (env or {}),
+    done = waiting.run(
+        *command(workdir, *arguments),
+        input=prompt, env=os.environ | (env or {}), encoding=encoding,
     )  # fmt: skip
-    return done.returncode, done.stdout.decode(encoding), done.stderr.decode()
+    return done.returncode, done.stdout, done.stderr
 
 
 def workdir_of(folder, task, vocab_size) -> pathlib.Path:
@@ -136,29 +135,17 @@ def test_characters_that_the_output_lacks_are_escaped(of_text, encoding, tmp_pat
 
 @pytest.mark.slow
 def test_a_terminal_gets_no_control_characters_and_a_file_gets_all(of_text):
-    written = []
-    for theirs in (subprocess.PIPE, None):
-        ours, end = terminal(rows=20, columns=100)
-        mode = termios.tcgetattr(end)
-        mode[1] &= ~termios.OPOST  # newlines come as they are written
-        termios.tcsetattr(end, termios.TCSANOW, mode)
-        process = subprocess.Popen(
-            command(of_text, "--prompt=a", "--max_tokens=300", "--temperature=3"),
-            cwd=ROOT,
-            stdout=theirs or end,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(end)
-        if theirs:
-            written.append(process.communicate(timeout=120)[0].decode())
-        else:
-            shown = b""
-            with contextlib.suppress(OSError):  # the terminal's end
-                while piece := os.read(ours, 4096):
-                    shown += piece
-            written.append(shown.decode())
-            assert process.wait(60) == 0
-    raw, escaped = written
+    arguments = ("--prompt=a", "--max_tokens=300", "--temperature=3")
+    _, raw, _ = run(of_text, *arguments)
+    ours, theirs = terminal(rows=20, columns=100)
+    mode = termios.tcgetattr(theirs)
+    mode[1] &= ~termios.OPOST  # newlines come as they are written
+    termios.tcsetattr(theirs, termios.TCSANOW, mode)
+    shown = waiting.Reader(ours)
+    program = waiting.Program(*command(of_text, *arguments), stdout=theirs)
+    os.close(theirs)
+    assert program.end().returncode == 0
+    escaped = shown.to_the_end()
     assert re.search(r"[\x00-\x08\x0b-\x1f]", raw) and escaped == printable(raw)
 
 
@@ -173,18 +160,38 @@ def test_a_prompt_file_has_no_mark_and_no_last_newline(of_text, tmp_path):
 
 def test_waiting_for_standard_input_is_told(of_numbers):
     """And Ctrl-C ends it."""
-    with subprocess.Popen(
-        command(of_numbers, "--load=mind"), cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            assert select.select([process.stderr], [], [], 60)[0]
-            told = process.stderr.readline()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 128 + signal.SIGINT
-        finally:
-            process.kill()
-    assert told.startswith(b"waiting for the end of the prompt on standard input")
-    assert b"--prompt= goes on without" in told
+    ours, theirs = os.pipe()
+    program = waiting.Program(*command(of_numbers, "--load=mind"), stdin=ours)
+    told = program.errors.until("\n")
+    assert told.startswith("waiting for the end of the prompt on standard input")
+    assert "--prompt= goes on without" in told
+    program.send(signal.SIGINT)
+    assert program.end().returncode == 128 + signal.SIGINT
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.mark.slow
+def test_a_prompt_is_read_by_the_runs_tokenizer_wherever_it_now_lies(tmp_path):
+    """Special tokens in it are text, or what a flag says; and no other tokenizer is taken."""
+    path = pathlib.Path(corpora.write_tokenizer(tmp_path / "tokenizer.json", special=["<|end|>"]))
+    task = tasks.make(corpora.text_config(tmp_path, tokenizer=str(path)))
+    workdir = workdir_of(tmp_path / "run", task.config, task.vocab_size)
+    moved = path.rename(tmp_path / "moved.json")
+    corpora.write_tokenizer(path.with_name("other.json"))
+    prompt = ["--max_tokens=0", "--prompt= dreams<|end|>"]
+    for arguments, complaint in (
+        ([], "if it has moved, name its new path with --tokenizer"),
+        ([f"--tokenizer={path.with_name('other.json')}"], "and this run was made with sha256"),
+    ):
+        code, _, told = run(workdir, *prompt, *arguments)
+        assert code == 2 and complaint in told and told.count("\n") == 1
+    for how in ("text", "control"):
+        given = [f"--tokenizer={moved}"] + ([f"--special_tokens={how}"] if how != "text" else [])
+        code, _, told = run(workdir, *prompt, *given)
+        assert code == 0, told
+        (ids,) = load_tokenizer(str(moved), special_tokens=how).encode([" dreams<|end|>"])
+        assert int(LINE.fullmatch(told.strip())[1]) == len(ids)
 
 
 @pytest.mark.slow
@@ -214,63 +221,51 @@ def test_what_is_wrong_is_told_in_a_line(of_text, of_numbers, tmp_path):
 
 def test_what_cannot_be_written_is_told_and_the_mind_is_kept(of_numbers, tmp_path):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command(of_numbers, "--prompt=3 1 4", f"--save={tmp_path / 'mind'}"),
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, check=False,
-        )  # fmt: skip
+        flags = ("--prompt=3 1 4", f"--save={tmp_path / 'mind'}")
+        done = waiting.run(*command(of_numbers, *flags), stdout=full)
     assert done.returncode == 2
-    assert b"error: cannot write to standard output: No space left" in done.stderr
+    assert "error: cannot write to standard output: No space left" in done.stderr
     assert Session.load(tmp_path / "mind", load_params(of_numbers)[0]).position >= 3
 
 
 @pytest.mark.slow
 def test_streams_that_are_closed_are_no_failure_of_the_program(of_numbers):
-    written = " ".join(command(of_numbers, "'--prompt=3 1 4'", "--max_tokens=3"))
+    written = shlex.join(command(of_numbers, "--prompt=3 1 4", "--max_tokens=3"))
     for closed, code in (("2>&-", 0), (">&-", 128 + signal.SIGPIPE), ("<&-", 0)):
-        done = subprocess.run(
-            f"exec {written} {closed}", shell=True, cwd=ROOT, capture_output=True, check=False
-        )
-        assert done.returncode == code and b"Traceback" not in done.stderr, (closed, done)
+        done = waiting.run("sh", "-c", f"exec {written} {closed}")
+        assert done.returncode == code and "Traceback" not in done.stderr, (closed, done)
 
 
-def terminal(rows: int, columns: int) -> tuple[int, int]:
-    """Our end and theirs."""
+def terminal(rows: int, columns: int) -> tuple[waiting.Reader, int]:
+    """What is shown on it, and the end that programs write to."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    return ours, theirs
+    return waiting.Reader(ours), theirs
 
 
 def test_the_live_line_has_the_size_of_its_own_terminal(capfd):
     """Whatever standard output is."""
-    ours, theirs = terminal(rows=50, columns=132)
+    screen, theirs = terminal(rows=50, columns=132)
     with open(theirs, "w") as stream:
         line = LiveLine(stream)
         line.show("x" * 200)
-        shown = b""
-        while b"\x1b[K" not in shown:  # a terminal hands on what it has so far
-            shown += os.read(ours, 4096)
-    assert b"\x1b[1;49r" in shown and b"\x1b[50;1H" + b"x" * 132 + b"\x1b[K" in shown
+    shown = screen.to_the_end()
+    assert "\x1b[1;49r" in shown and "\x1b[50;1H" + "x" * 132 + "\x1b[K" in shown
     LiveLine(sys.stdout).close("done")
     assert capfd.readouterr().out == "done\n"
 
 
 def test_a_reader_that_leaves_ends_it(of_numbers, tmp_path):
     """As `| head` does: the mind is saved, the terminal given back, without a complaint."""
-    ours, theirs = terminal(rows=20, columns=100)
+    screen, theirs = terminal(rows=20, columns=100)
     path = tmp_path / "mind"
     flags = ("--prompt=3 1 4", "--max_tokens=100000000", "--temperature=5", f"--save={path}")
-    process = subprocess.Popen(
-        command(of_numbers, *flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs
-    )
+    written = f"{shlex.join(command(of_numbers, *flags))} | head -c 1; exit ${{PIPESTATUS[0]}}"
+    program = waiting.Program("bash", "-c", written, stderr=theirs)
     os.close(theirs)
-    assert process.stdout.read(1)
-    process.stdout.close()
-    shown = b""
-    with contextlib.suppress(OSError):  # the terminal's end
-        while piece := os.read(ours, 4096):
-            shown += piece
-    assert process.wait(60) == 128 + signal.SIGPIPE
-    rest = shown[shown.rindex(b"\x1b[r") + len(b"\x1b[r\x1b8") :].decode()
+    assert program.end().returncode == 128 + signal.SIGPIPE
+    shown = screen.to_the_end()
+    rest = shown[shown.rindex("\x1b[r") + len("\x1b[r\x1b8") :]
     assert LINE.fullmatch(rest.strip()), rest
     assert Session.load(path, load_params(of_numbers)[0]).position > 3
 
@@ -278,24 +273,18 @@ def test_a_reader_that_leaves_ends_it(of_numbers, tmp_path):
 @pytest.mark.slow
 def test_a_terminal_has_a_live_line_and_is_given_back(of_numbers, tmp_path):
     """The line keeps the last row, below the text; Ctrl-C ends the stream and saves."""
-    ours, theirs = terminal(rows=20, columns=100)
+    screen, theirs = terminal(rows=20, columns=100)
     path = tmp_path / "mind"
     flags = ("--prompt=3 1 4", "--max_tokens=100000000", "--temperature=5", f"--save={path}")
-    process = subprocess.Popen(
-        command(of_numbers, *flags), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+    program = waiting.Program(
+        *command(of_numbers, *flags), stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
-    shown = b""
-    while shown.count(b"ms per token") < 3:
-        shown += os.read(ours, 4096)
-    process.send_signal(signal.SIGINT)
-    while process.poll() is None or b"\x1b[r" not in shown:
-        try:
-            shown += os.read(ours, 4096)
-        except OSError:
-            break
-    assert process.wait(60) == 128 + signal.SIGINT
-    assert shown.count(b"\x1b[1;19r") == 1 and b"\x1b[20;1H" in shown
-    assert shown.rindex(b"\x1b[r") > shown.rindex(b"\x1b[1;19r")
-    assert LINE.search(shown[shown.rindex(b"\x1b[r") :].decode(errors="replace"))
+    screen.until("(ms per token.*){3}")
+    program.send(signal.SIGINT)
+    assert program.end().returncode == 128 + signal.SIGINT
+    shown = screen.to_the_end()
+    assert shown.count("\x1b[1;19r") == 1 and "\x1b[20;1H" in shown
+    assert shown.rindex("\x1b[r") > shown.rindex("\x1b[1;19r")
+    assert LINE.search(shown[shown.rindex("\x1b[r") :])
     assert Session.load(path, load_params(of_numbers)[0]).position > 5

@@ -22,12 +22,12 @@ def test_a_terminal_gets_no_control_characters():
 
 def test_a_notice_that_nobody_reads_stops_nothing():
     reader, writer = os.pipe()
-    with open(writer, "w") as stream:
-        notify(stream, "heard")
-        assert os.read(reader, 100) == b"heard\n"
-        os.close(reader)
+    with open(writer, "w") as stream, open(reader) as other_end:
+        notify(stream, "read")
+        assert other_end.readline() == "read\n"
+        other_end.close()
         for _ in range(3):
-            notify(stream, "unheard")
+            notify(stream, "unread")
         assert tell(stream, "to nowhere")  # what is not read is not kept either
     notify(None, "closed when the program began")
 

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import pathlib
 import re
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+import waiting
 
 from sleepnet.config import (
     EvaluationConfig,
@@ -60,9 +60,10 @@ def page(tmp_path_factory):
 
 
 def run(out, workdirs, *arguments):
-    command = [sys.executable, "-m", "launch.long_horizon", f"--out={out}", *arguments]
-    command += [f"--workdir={workdir}" for workdir in workdirs]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    named = [f"--workdir={workdir}" for workdir in workdirs]
+    return waiting.run(
+        sys.executable, "-m", "launch.long_horizon", f"--out={out}", *arguments, *named
+    )
 
 
 def test_a_line_is_the_mean_over_seeds_and_marks_what_was_never_trained(page):

@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+import waiting
 
 from launch import prompts
 from sleepnet.config import ConfigError
@@ -44,11 +45,11 @@ def test_waiting_for_a_prompt_is_told_once(monkeypatch):
             target=lambda: found.append(prompts.read_to_end(stream, on_waiting=told.release))
         )
         read.start()
-        assert told.acquire(timeout=60)
+        assert told.acquire(timeout=waiting.PATIENCE)
         os.write(writer, b"a mi")
         os.write(writer, b"nd")
         os.close(writer)
-        read.join(60)
+        waiting.join(read)
     assert found == [b"a mind"] and not told.acquire(blocking=False)
 
 
@@ -58,7 +59,5 @@ def test_a_prompt_that_is_there_is_not_waited_for(monkeypatch, tmp_path):
     before = threading.active_count()
     with open(tmp_path / "prompt", "rb") as stream:
         assert prompts.read_to_end(stream, on_waiting=pytest.fail) == b"a mind"
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
-            thread.join(60)
+    waiting.join(*(one for one in threading.enumerate() if isinstance(one, threading.Timer)))
     assert threading.active_count() <= before

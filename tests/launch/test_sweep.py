@@ -3,21 +3,18 @@ one failure leaves the others alone; and stopping loses nothing."""
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 
 from experiments import depo_small
 from launch.sweeps import book, space
 from launch.sweeps.book import DONE, FAILED, STOPPED, WAITING
 from launch.sweeps.crew import Crew
 from sleepnet.config import ConfigError
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def runs(*grid, draws=(), samples=1, seed=0, **training):
@@ -137,12 +134,12 @@ def save(number, _):
 if behaviour == "waits" and starts == 1:
     signal.signal(signal.SIGTERM, save)
     (workdir / "waiting").touch()
-    time.sleep(60)
+    time.sleep(TOO_LONG)
 (workdir / "config.json").write_text(config)
 (workdir / "checkpoints" / "4").mkdir(parents=True)
 (workdir / "metrics.jsonl").write_text(json.dumps({"step": 4, "loss": 0.5, "accuracy": 0.75}))
 (workdir / "timing.jsonl").write_text(json.dumps({"step": 4, "seconds": 65.0}))
-"""
+""".replace("TOO_LONG", str(waiting.TOO_LONG))
 
 
 def work(folder, made, behaviour=None, **options):
@@ -217,25 +214,28 @@ def test_stopping_lets_runs_save_and_going_on_finishes_them(tmp_path):
 
 
 def sweep(folder, *arguments):
-    command = [
+    return waiting.Program(
         sys.executable, "-m", "launch.sweep", "--config=experiments/depo_small.py",
         f"--workdir={folder}", "--config.model.pattern=G", "--config.model.d_model=8",
         "--config.training.batch_size=2", "--config.training.warmup_steps=0",
         "--config.training.log_every=1", "--config.evaluation.examples=8",
         "--config.evaluation.passes=(1,)", "--config.evaluation.streaming_examples=0",
         "--grid=model.passes=1,2", "--grid=training.seed=0,1", *arguments,
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"NPROC": "1", "XLA_FLAGS": ""}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"NPROC": "1", "XLA_FLAGS": ""}, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def ended(program):
+    """Its exit code, and what it said."""
+    done = program.end()
+    return done.returncode, done.stdout
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_named_before_anything_starts(tmp_path):
     """Of each run by name; a run that fits does not begin either. Here there is one device."""
-    process = sweep(tmp_path / "sweep", "--grid=mesh.data=1,2", "--config.training.steps=10")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
+    fields = ("--grid=mesh.data=1,2", "--config.training.steps=10")
+    code, output = ended(sweep(tmp_path / "sweep", *fields))
+    assert code == 2
     assert "4 of 8 runs cannot be; nothing was started:" in output
     for name in ("passes=1_seed=0_data=2", "passes=2_seed=1_data=2"):
         assert f"{name}: mesh.data=2: with mesh.fsdp=1, 2 are more than the one device" in output
@@ -247,14 +247,13 @@ def test_a_real_sweep_is_stopped_goes_on_and_ends_in_one_table(tmp_path):
     steps = "--config.training.steps=3000"
     first = sweep(tmp_path, steps, "--parallel=2")
     running = [tmp_path / f"passes=1_seed={seed}" / "metrics.jsonl" for seed in (0, 1)]
-    for _ in range(1200):
-        if all(path.exists() and path.stat().st_size for path in running):
-            break
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.1)
-    first.send_signal(signal.SIGINT)
-    output, _ = first.communicate(timeout=90)
-    assert first.returncode == 128 + signal.SIGINT, output
+    waiting.until(
+        lambda: all(path.exists() and path.stat().st_size for path in running),
+        "a row of metrics of both", first,
+    )  # fmt: skip
+    first.send(signal.SIGINT)
+    code, output = ended(first)
+    assert code == 128 + signal.SIGINT, output
     assert "stopped; the same command goes on" in output
     stopped = [json.loads(line) for line in (tmp_path / book.ROWS).read_text().splitlines()]
     assert [row["status"] for row in stopped] == [STOPPED, STOPPED, WAITING, WAITING]
@@ -262,16 +261,14 @@ def test_a_real_sweep_is_stopped_goes_on_and_ends_in_one_table(tmp_path):
         saved = [int(p.name) for p in (tmp_path / row["run"] / "checkpoints").iterdir()]
         assert max(saved) >= row["step"] > 0
 
-    again = sweep(tmp_path, steps, "--parallel=2")
-    output, _ = again.communicate(timeout=600)
-    assert again.returncode == 0, output
+    code, output = ended(sweep(tmp_path, steps, "--parallel=2"))
+    assert code == 0, output
     rows = [json.loads(line) for line in (tmp_path / book.ROWS).read_text().splitlines()]
     assert [(row["status"], row["step"]) for row in rows] == [(DONE, 3000)] * 4
     assert "resuming from step" in (tmp_path / "passes=1_seed=0" / "train.log").read_text()
 
-    last = sweep(tmp_path, steps, "--evaluate")
-    output, _ = last.communicate(timeout=600)
-    assert last.returncode == 0, output
+    code, output = ended(sweep(tmp_path, steps, "--evaluate"))
+    assert code == 0, output
     rows = [json.loads(line) for line in (tmp_path / book.ROWS).read_text().splitlines()]
     assert all(0.0 <= row["test_accuracy"] <= 1.0 for row in rows)
     assert (tmp_path / book.TABLE).read_text().strip() in output
@@ -279,9 +276,8 @@ def test_a_real_sweep_is_stopped_goes_on_and_ends_in_one_table(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_trains_nothing(tmp_path):
-    process = sweep(tmp_path / "none", "--dry_run", "--config.training.steps=10")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    code, output = ended(sweep(tmp_path / "none", "--dry_run", "--config.training.steps=10"))
+    assert code == 0, output
     assert output.count("python -m launch.train --config=experiments/depo_small.py") == 4
     assert "4 runs of depo, 10 steps each" in output
     assert not (tmp_path / "none").exists()

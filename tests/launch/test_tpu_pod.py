@@ -10,20 +10,18 @@ import os
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 
+from launch import busy, cli
 from launch.chips import RUNTIMES, parse_accelerator, parse_topology
 from launch.cloud import gcloud
 from launch.cloud.commands import Pod
 from launch.cloud.gcloud import PodError
 from launch.cloud.life import Life, cause, plan
 from sleepnet.config import ConfigError
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
 GCLOUD = """
 import json, os, pathlib, subprocess, sys
@@ -93,7 +91,7 @@ def cloud(tmp_path, monkeypatch):
     pathlib.Path("train.sh").write_text("echo trained in $PWD; exit ${CODE:-0}\n")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *arguments], check=True)
+        assert waiting.run(*git, *arguments, cwd=tmp_path / "clone").returncode == 0
     monkeypatch.setenv("PATH", f"{tmp_path / 'cloud'}{os.pathsep}{os.environ['PATH']}")
     return Cloud(tmp_path / "cloud")
 
@@ -347,6 +345,260 @@ def test_the_doctor_there_is_asked_about_the_command_in_both_spellings_of_its_fl
         assert pod(*command).workdir == "a"
 
 
+# Every state of Cloud TPU.
+
+USED = "used"
+WAITED = "waited for"
+REPLACED = "deleted, and asked for anew"
+ASKED = "asked for"
+MACHINES = {
+    "STATE_UNSPECIFIED": WAITED, "CREATING": WAITED, "READY": USED, "RESTARTING": WAITED,
+    "REIMAGING": WAITED, "DELETING": REPLACED, "REPAIRING": REPLACED, "STOPPED": REPLACED,
+    "STOPPING": REPLACED, "STARTING": WAITED, "PREEMPTED": REPLACED, "TERMINATED": REPLACED,
+    "HIDING": REPLACED, "HIDDEN": REPLACED, "UNHIDING": WAITED, "UNKNOWN": REPLACED,
+    "NOT_FOUND": REPLACED,
+}  # fmt: skip
+# And what becomes of a request by itself.
+REQUESTS = {
+    "STATE_UNSPECIFIED": (WAITED, "ACTIVE"), "CREATING": (WAITED, "ACTIVE"),
+    "ACCEPTED": (WAITED, "ACTIVE"), "PROVISIONING": (WAITED, "ACTIVE"),
+    "WAITING_FOR_RESOURCES": (WAITED, "ACTIVE"), "ACTIVE": (USED, "ACTIVE"),
+    "SUSPENDING": (REPLACED, "SUSPENDED"), "SUSPENDED": (REPLACED, "SUSPENDED"),
+    "FAILED": (REPLACED, "FAILED"), "DELETING": (ASKED, "NOT_FOUND"),
+    "NOT_FOUND": (ASKED, "NOT_FOUND"),
+}  # fmt: skip
+
+
+class Simulated:
+    """A request and its machines, and a command that ends well but for what `event` does to it.
+
+    event: called when the command is followed for the first time; after it, machines that are not
+    READY do not answer, and those that are have lost what ran on them.
+    """
+
+    def __init__(self, monkeypatch, *, request="ACTIVE", then="ACTIVE", machines="READY"):
+        self.request, self.then, self.machines = request, then, machines
+        self.status, self.did, self.event, self.refusals = "free", [], None, 0
+        for name in ("ask", "show", "do"):
+            monkeypatch.setattr(gcloud, name, getattr(self, name))
+
+    def ask(self, command):
+        answer = self._answer(pod(), command)
+        return answer if isinstance(answer, gcloud.Result) else gcloud.Result(0, answer or "", "")
+
+    def do(self, command):
+        result = self.ask(command)
+        if result.code:
+            raise PodError(result.errors)
+        return result.output
+
+    def show(self, command):
+        return self.ask(command).code
+
+    def _answer(self, pod, command):
+        if command == pod.describe():
+            seen, self.request = self.request, self.then
+            return self._found(seen)
+        if command == pod.node():
+            seen = self.machines
+            if MACHINES[seen] == WAITED:
+                self.machines = "READY"  # by the next time
+            return self._found(seen)
+        if command == pod.create():
+            self.did.append("create")
+            self.request = self.then = "ACTIVE"
+            self.machines, self.status = "READY", "free"
+        elif command == pod.delete():
+            if self.refusals:
+                self.refusals -= 1
+                return gcloud.Result(1, "", "FAILED_PRECONDITION: it is changing")
+            self.did.append("delete")
+            self.request = self.then = "NOT_FOUND"
+        elif command == pod.start():
+            self.did.append("start")
+            self.status = "running"
+        elif command == pod.follow():
+            event, self.event = self.event, None
+            (event or self._end)()
+        elif command in (pod.status(), pod.status("all")):
+            return self.status if self.machines == "READY" else gcloud.Result(255, "", "refused")
+
+    def _found(self, state):
+        missing = gcloud.Result(1, "", "NOT_FOUND: no such entity")
+        return missing if state == "NOT_FOUND" else state
+
+    def _end(self):
+        self.status = "ended 0"
+
+
+@pytest.mark.parametrize("state", MACHINES)
+def test_machines_that_are_lost_are_replaced_whatever_that_is_called(monkeypatch, state):
+    """After READY, while the command runs: it is run again, on those machines or on others."""
+    cloud = Simulated(monkeypatch)
+
+    def lose():
+        cloud.machines = state
+        if MACHINES[state] == WAITED:
+            cloud.status = "free"  # they restart
+
+    cloud.event = lose
+    assert live(pod(), resubmit=1)[0] == 0
+    expected = {
+        USED: ["start"],
+        WAITED: ["start", "start"],
+        REPLACED: ["start", "delete", "create", "start"],
+    }[MACHINES[state]]
+    assert cloud.did == [*expected, "delete"]
+
+
+@pytest.mark.parametrize("state", MACHINES)
+def test_machines_are_taken_in_any_state_by_the_same_command(monkeypatch, state):
+    """As it is given again some day, to go on."""
+    cloud = Simulated(monkeypatch, machines=state)
+    assert live(pod())[0] == 0
+    again = ["delete", "create"] if MACHINES[state] == REPLACED else []
+    assert cloud.did == [*again, "start", "delete"]
+
+
+@pytest.mark.parametrize("state", REQUESTS)
+def test_a_request_is_taken_in_any_state(monkeypatch, state):
+    done, then = REQUESTS[state]
+    cloud = Simulated(monkeypatch, request=state, then=then)
+    assert live(pod())[0] == 0
+    before = {REPLACED: ["delete", "create"], ASKED: ["create"]}.get(done, [])
+    assert cloud.did == [*before, "start", "delete"]
+
+
+@pytest.mark.parametrize("state", sorted(REQUESTS.keys() - {"ACTIVE", "STATE_UNSPECIFIED"}))
+def test_a_request_that_is_no_longer_active_has_lost_its_machines(monkeypatch, state):
+    cloud = Simulated(monkeypatch)
+
+    def lose():
+        cloud.request, cloud.then = state, REQUESTS[state][1]
+        cloud.machines, cloud.status = "NOT_FOUND" if cloud.then != "ACTIVE" else "READY", "free"
+
+    cloud.event = lose
+    assert live(pod(), resubmit=1)[0] == 0
+    again = {REPLACED: ["delete", "create"], ASKED: ["create"]}.get(REQUESTS[state][0], [])
+    assert cloud.did == ["start", *again, "start", "delete"]
+
+
+def test_a_state_that_is_not_known_is_told_and_nothing_is_deleted(monkeypatch):
+    cloud = Simulated(monkeypatch, request="FROZEN", then="FROZEN")
+    with pytest.raises(PodError, match="depo is in a state that we do not know: FROZEN"):
+        live(pod())
+    assert cloud.did == []
+
+
+@pytest.mark.parametrize(("refusals", "replaced"), [(3, True), (99, False)])
+def test_machines_that_are_changing_may_refuse_to_be_deleted_for_a_while(
+    monkeypatch, refusals, replaced
+):
+    cloud = Simulated(monkeypatch, machines="DELETING")
+    cloud.refusals = refusals
+    if replaced:
+        assert live(pod())[0] == 0 and cloud.did == ["delete", "create", "start", "delete"]
+    else:
+        with pytest.raises(PodError, match="FAILED_PRECONDITION"):
+            live(pod())
+
+
+# Chips that another process holds.
+
+
+def test_chips_that_are_held_are_told_of_and_tried_again(monkeypatch):
+    """Once, of its own accord: what is left over has been ended before; exit code of the second."""
+    cloud = Simulated(monkeypatch)
+    freed, answer = [], cloud._answer
+
+    def held(mine, command):
+        if command == mine.who_holds_chips():
+            return "host1: Device or resource busy\n  held by process 7: python x.py"
+        if command == mine.free_chips():
+            freed.append(list(cloud.did))
+        return answer(mine, command)
+
+    cloud._answer = held
+    cloud.event = lambda: setattr(cloud, "status", "ended 1")
+    code, said = live(pod())
+    assert code == 0 and cloud.did == ["start", "start", "delete"]
+    assert freed == [[], ["start"]]
+    [told] = [line for line in said if "holds TPU chips" in line]
+    assert "held by process 7: python x.py" in told and "sudo lsof -w /dev/accel*" in told
+
+
+@pytest.fixture
+def chip(tmp_path, monkeypatch):
+    """A file in place of a device, and processes that hold it from some folder of a home."""
+    chip, home, children = tmp_path / "accel0", tmp_path / "home", []
+    chip.write_text("")
+    monkeypatch.setattr(busy, "DEVICES", (str(chip),))
+    (home / "sleepnet" / "runs").mkdir(parents=True)
+
+    def hold(folder):
+        (home / folder).mkdir(exist_ok=True)
+        with chip.open() as file:
+            children.append(waiting.Program("sleep", 600, cwd=home / folder, stdin=file).process)
+        return children[-1]
+
+    yield home, hold
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def there(home, script):
+    done = waiting.run("sh", "-c", script, env=os.environ | {"HOME": str(home)}, cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_what_a_command_left_over_is_ended_and_nothing_else(chip):
+    """Of the processes that hold the chips, those in the folder of the code, also where it was."""
+    home, hold = chip
+    ours, other = [hold("sleepnet"), hold("sleepnet/runs"), hold("old")], hold("sleepnet-venv")
+    (home / "sleepnet" / "runs").rmdir()
+    (home / "sleepnet").rmdir()
+    (home / "sleepnet").mkdir()
+    idle = waiting.Program("sleep", 600, cwd=home / "sleepnet").process
+    said = there(home, busy.free("sleepnet"))
+    assert all(str(child.pid) in said for child in ours[:2]) and said.count("\n") == 1
+    for child in ours[:2]:
+        assert child.wait(waiting.PATIENCE) == -signal.SIGTERM
+    assert all(child.poll() is None for child in (ours[2], other, idle))
+    assert there(home, busy.free("sleepnet")) == ""
+    idle.kill()
+    idle.wait()
+
+
+MESSAGES = [
+    "Unable to initialize backend 'tpu': UNKNOWN: TPU initialization failed: open(/dev/vfio/1): "
+    "Device or resource busy: Device or resource busy; Couldn't open iommu group /dev/vfio/1 "
+    "(set JAX_PLATFORMS='' to automatically choose an available backend)",
+    "Unable to initialize backend 'tpu': FAILED_PRECONDITION: open(/dev/accel0): Device or "
+    "resource busy: Device or resource busy; Couldn't open device: /dev/accel0",
+    "Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by process with pid "
+    "176028. Not attempting to load libtpu.so in this process.",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=["vfio", "accel", "pid"])
+def test_what_jax_says_of_chips_that_are_held_is_known(chip, message, capsys):
+    """To a program, which asks to be tried again; and in the log of a machine."""
+    home, hold = chip
+    assert cli.complain_of(RuntimeError(message)) == 75
+    assert "lsof -w /dev/accel* /dev/vfio/*" in capsys.readouterr().err
+    assert cli.complain_of(RuntimeError("INTERNAL: it broke")) is None
+    assert cli.complain_of(OSError(16, "Device or resource busy")) is None
+    (home / "log").write_text(f"Traceback\nRuntimeError: {message}\n")
+    holder = hold("old")
+    [first, second] = there(home, busy.tell("sleepnet", "log")).splitlines()
+    assert first.endswith(": Device or resource busy")
+    assert second == f"  held by process {holder.pid}: sleep 600 "
+    (home / "log").write_text("Traceback\nOSError: Device or resource busy: 'folder'\n")
+    assert there(home, busy.tell("sleepnet", "log")) == ""
+
+
 # The program.
 
 COMMAND = ["--", "python", "-m", "launch.train", "--config=experiments/depo_small.py"]
@@ -358,7 +610,7 @@ def program(*arguments):
 
 def environment(cloud=None):
     path = os.environ["PATH"] if cloud is None else f"{cloud.folder}{os.pathsep}/usr/bin:/bin"
-    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    return os.environ | {"PATH": path, "PYTHONPATH": str(waiting.ROOT)}
 
 
 @pytest.mark.slow
@@ -366,10 +618,8 @@ def test_a_dry_run_asks_for_nothing_and_tells_commands_and_cost(cloud):
     """And that a mesh does not fit the chips: exit code 1."""
     dry = ["--accelerator=v5litepod-16", "--bucket=b", "--hours=2", "--dry_run"]
     for batch, code in ((64, 0), (60, 1)):
-        done = subprocess.run(
-            program(*dry, *COMMAND, f"--config.training.batch_size={batch}", "--workdir=/mnt/b/d"),
-            cwd=ROOT, env=environment(cloud), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        run = (*dry, *COMMAND, f"--config.training.batch_size={batch}", "--workdir=/mnt/b/d")
+        done = waiting.run(*program(*run), env=environment(cloud))
         assert done.returncode == code, done.stdout + done.stderr
         assert "16 chips in 4 machine(s), 32 chip-hours" in done.stdout
         assert "queued-resources delete depo --force" in done.stdout
@@ -390,10 +640,7 @@ def test_a_dry_run_asks_for_nothing_and_tells_commands_and_cost(cloud):
     ids=["no bucket", "outside", "type", "nothing"],
 )
 def test_a_bad_command_is_answered_before_anything_is_asked_for(cloud, arguments, expected):
-    done = subprocess.run(
-        program(*arguments), cwd=ROOT, env=environment(cloud), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = waiting.run(*program(*arguments), env=environment(cloud))
     assert done.returncode == 2 and expected in done.stderr
     assert not cloud.calls()
 
@@ -402,18 +649,13 @@ def test_a_bad_command_is_answered_before_anything_is_asked_for(cloud, arguments
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_says_what_still_runs_and_how_to_delete_it(cloud, number):
     cloud.plays(script={DESCRIBE: [{"out": "WAITING_FOR_RESOURCES"}]})
-    process = subprocess.Popen(
-        program("--accelerator=v5litepod-1", "--nodoctor", *COMMAND),
-        cwd=ROOT, env=environment(cloud), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for _ in range(600):
-        if cloud.calls():
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
-    assert "stopped: depo may still run, and cost" in output
-    assert "gcloud compute tpus queued-resources delete depo --force --quiet --zone=z" in output
-    assert "Traceback" not in errors
+    command = program("--accelerator=v5litepod-1", "--nodoctor", *COMMAND)
+    run = waiting.Program(*command, env=environment(cloud))
+    run.output.until("depo: WAITING_FOR_RESOURCES")
+    run.send(number)
+    done = run.end()
+    assert done.returncode == 130, done.stderr
+    assert "stopped: depo may still run, and cost" in done.stdout
+    delete = "gcloud compute tpus queued-resources delete depo --force --quiet --zone=z"
+    assert delete in done.stdout
+    assert "Traceback" not in done.stderr

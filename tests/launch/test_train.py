@@ -1,15 +1,12 @@
 """What a person at the command line sees: clear errors before anything compiles, and signals."""
 
 import json
-import pathlib
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIG = "--config=experiments/depo_small.py"
 TINY = [
     CONFIG,
@@ -28,9 +25,7 @@ def command(*arguments, program="train"):
 
 
 def run(*arguments, program="train"):
-    return subprocess.run(
-        command(*arguments, program=program), cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    return waiting.run(*command(*arguments, program=program))
 
 
 @pytest.mark.parametrize(
@@ -80,16 +75,14 @@ def test_evaluating_a_folder_without_a_run_says_so(tmp_path):
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     """Exit code 128 + 15; the checkpoint holds the last step, and is measured even where the
     kernel that it was trained with is not; another config is refused."""
-    first = subprocess.Popen(
-        command(*TINY, f"--workdir={tmp_path}"),
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    _wait_for_a_row(tmp_path / "metrics.jsonl", first)
-    first.send_signal(signal.SIGTERM)
-    output, _ = first.communicate(timeout=60)
-    assert first.returncode == 128 + signal.SIGTERM
+    first = waiting.Program(*command(*TINY, f"--workdir={tmp_path}"))
+    metrics = tmp_path / "metrics.jsonl"
+    waiting.until(lambda: metrics.exists() and metrics.stat().st_size, "a row of metrics", first)
+    first.send(signal.SIGTERM)
+    done = first.end()
+    assert done.returncode == 128 + signal.SIGTERM, done
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
-    assert f"stopped at step {max(saved)} and saved" in output
+    assert f"stopped at step {max(saved)} and saved" in done.stdout
     start = json.loads((tmp_path / "starts.jsonl").read_text())
     assert start["seed"] == 0 and "jax" in start["versions"]
     assert start["command"] == ["train.py", *TINY, f"--workdir={tmp_path}"]
@@ -104,12 +97,3 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     other = run(*TINY, "--config.training.seed=1", f"--workdir={tmp_path}")
     assert other.returncode == 2
     assert "training.seed=0, and this one has 1" in other.stderr
-
-
-def _wait_for_a_row(path, process):
-    for _ in range(1200):
-        if path.exists() and path.stat().st_size:
-            return
-        assert process.poll() is None, "training ended before its first row"
-        time.sleep(0.1)
-    raise AssertionError("no row of metrics within two minutes")

@@ -1,23 +1,20 @@
 """A person's way from text to a held-out loss, and what is said when the text is not right."""
 
 import json
-import pathlib
-import subprocess
+import os
 import sys
 
 import corpora
 import pytest
+import waiting
 
 from experiments import stdlib_corpus
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
-
-def run(program, *arguments, cwd=ROOT):
-    command = [sys.executable, "-m", program, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False
-    )  # fmt: skip
+def run(program, *arguments, cwd=waiting.ROOT):
+    return waiting.run(
+        sys.executable, "-m", program, *arguments, cwd=cwd, env=os.environ | {"XLA_FLAGS": ""}
+    )
 
 
 @pytest.fixture
@@ -46,6 +43,28 @@ def test_a_bad_corpus_is_named_before_anything_compiles(flags, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_text_that_is_trained_on_is_refused_before_it_is_tokenised(flags, tmp_path):
+    """Exit code 2, one line, and nothing is written."""
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "test.jsonl").read_bytes())
+    more = f"--config.task.train_files=('{tmp_path}/c*.jsonl',)"
+    done = run("launch.tokenize", *flags, more, f"--out={tmp_path / 'tokens'}")
+    assert done.returncode == 2
+    assert "error: task.test_files: " in done.stderr and "so it is not held out" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.slow
+def test_text_is_not_replaced_by_its_tokens(flags, tmp_path):
+    path = tmp_path / "train.array_record"
+    corpora.write_records(path, corpora.TEXTS["train"])
+    content = path.read_bytes()
+    given = f"--config.task.train_files=('{path}',)"
+    done = run("launch.tokenize", *flags, given, f"--out={tmp_path}")
+    assert done.returncode == 2 and "is text that would be replaced there" in done.stderr
+    assert path.read_bytes() == content
+
+
 @pytest.mark.slow
 def test_from_text_to_a_held_out_loss(flags, tmp_path):
     """Tokenise, train, evaluate; tokens and text train alike, bit for bit; and a run does not go
@@ -62,13 +81,19 @@ def test_from_text_to_a_held_out_loss(flags, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (text / "metrics.jsonl").read_bytes() == (tokens / "metrics.jsonl").read_bytes()
 
+    moved = (tmp_path / "test.jsonl").rename(tmp_path / "moved.jsonl")
     done = run("launch.evaluate", f"--workdir={text}", "--nolatency")
+    assert done.returncode == 2 and "name its new path with --test_files" in done.stderr
+    assert done.stderr.count("\n") == 1
+    named = f"--test_files={moved}"
+    done = run("launch.evaluate", f"--workdir={text}", "--nolatency", named)
     assert done.returncode == 0, done.stderr
     assert "bits per byte" in done.stdout and "100.00% equal predictions" in done.stdout
     done = run("launch.report", f"--workdir={text}", f"--out={tmp_path / 'report'}")
     assert done.returncode == 2
     assert "is a run on text: the report tells of answers by depth" in done.stderr
 
+    moved.rename(tmp_path / "test.jsonl")
     with (tmp_path / "test.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     done = run("launch.train", *flags, f"--workdir={text}")

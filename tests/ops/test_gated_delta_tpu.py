@@ -3,7 +3,6 @@ refusal everywhere else. What it does on a TPU's own arithmetic no test here can
 
 import dataclasses
 import functools
-import subprocess
 import sys
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import minds
 import numpy as np
 import pytest
+import waiting
 from agreement import GRADIENTS, assert_agree
 from reference import local_rule
 
@@ -164,7 +164,7 @@ def test_another_platform_is_refused_when_the_program_is_made():
 def test_a_program_of_the_launcher_refuses_it_before_anything_compiles(tmp_path):
     command = [sys.executable, "-m", "launch.train", "--config=experiments/depo_small.py"]
     command += ["--config.model.backend=pallas", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = waiting.run(*command)
     assert done.returncode == 2
     assert "model.backend='pallas'" in done.stderr and "allowed here: xla" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

@@ -1,13 +1,11 @@
 """Corpora: files of either kind are the same text, and a bad one is named."""
 
 import dataclasses
-import json
 import sys
 
 import corpora
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from sleepnet import tasks
 from sleepnet.config import ConfigError
@@ -15,22 +13,15 @@ from sleepnet.tasks import corpus, records
 from sleepnet.tokenizer import load_tokenizer
 
 
-def write_records(path, texts):
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for text in texts:
-        writer.write(json.dumps({"text": text}).encode())
-    writer.close()
-    return str(path)
-
-
 def tokenized(config, folder, tokenizer="bytes"):
     """The config with files of tokens in place of text."""
     known = load_tokenizer(tokenizer)
     files = {}
-    for split in ("train", "test"):
-        paths = corpus.find_files("files", getattr(config, f"{split}_files"))
-        corpus.tokenize(paths, folder / f"{split}.array_record", "text", known)
-        files[f"{split}_files"] = (str(folder / f"{split}.array_record"),)
+    for what in ("train_files", "test_files"):
+        path = folder / f"{what.removesuffix('_files')}.array_record"
+        sources = corpus.text_sources(what, getattr(config, what))
+        corpus.tokenize(what, sources, path, config.text_field, known)
+        files[what] = (str(path),)
     return dataclasses.replace(config, tokenizer=tokenizer, **files)
 
 
@@ -58,7 +49,7 @@ def test_records_of_text_and_lines_give_equal_batches(text, tmp_path):
     texts = corpora.documents(3, lengths)
     whole = corpora.write_jsonl(tmp_path / "whole.jsonl", texts)
     corpora.write_jsonl(tmp_path / "part1.jsonl", texts[:1])
-    write_records(tmp_path / "part2.array_record", texts[1:])
+    corpora.write_records(tmp_path / "part2.array_record", texts[1:])
     one = dataclasses.replace(text, train_files=(whole,))
     assert_same_batches(one, dataclasses.replace(text, train_files=(str(tmp_path / "part*"),)))
 
@@ -68,7 +59,10 @@ def test_tokens_of_many_blocks_are_found_wherever_they_lie(tmp_path, monkeypatch
     rng = np.random.default_rng(0)
     documents = [rng.integers(256, size=n).astype(np.uint8) for n in (1, 30, 6, 7, 14, 3)]
     records.write_tokens(
-        tmp_path / "x.array_record", [(d, 0) for d in documents], tokenizer="t", dtype=np.uint8
+        tmp_path / "x.array_record",
+        [records.Document(d, 0) for d in documents],
+        tokenizer="t",
+        dtype=np.dtype(np.uint8),
     )
     file = records.TokenFile(tmp_path / "x.array_record")
     stream = np.concatenate(documents)
@@ -76,6 +70,26 @@ def test_tokens_of_many_blocks_are_found_wherever_they_lie(tmp_path, monkeypatch
     for start in range(len(stream)):
         for stop in range(start + 1, len(stream) + 1):
             np.testing.assert_array_equal(file.read(start, stop), stream[start:stop])
+
+
+def test_one_file_of_tokens_may_be_written_twice_at_once(tmp_path):
+    """The one that ends last is there, whole; one that fails leaves nothing."""
+    path = tmp_path / "x.array_record"
+
+    def write(documents):
+        records.write_tokens(path, documents, tokenizer="t", dtype=np.dtype(np.uint8))
+
+    def disturbed(then):
+        yield np.full(9000, 1, np.uint8), 0
+        write([(np.full(20_000, 2, np.uint8), 0)])
+        yield np.full(9000, then, np.uint8), 0
+
+    write(disturbed(3))
+    read = records.TokenFile(path).read(0, 18_000)
+    np.testing.assert_array_equal(read, np.repeat([1, 3], 9000))
+    with pytest.raises(ZeroDivisionError):
+        write((np.zeros(9000 // size, np.uint8), 0) for size in (1, 0))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_tokenizer_from_a_file_writes_the_text_whole(text, tmp_path):
@@ -115,21 +129,6 @@ def test_a_bad_line_is_named(text, tmp_path, content, message):
         tasks.make(dataclasses.replace(text, train_files=(str(tmp_path / "train.jsonl"),)))
 
 
-def test_files_that_are_not_there_or_of_another_kind_are_named(text, tmp_path):
-    corpora.write_jsonl(tmp_path / "train.jsonl", ["a"])
-    (tmp_path / "train.txt").write_text("a")
-    for files, message in (
-        ((), "test_files names no file"),
-        (("tran.jsonl",), r"no file matches .*tran\.jsonl'; the nearest is .*train\.jsonl"),
-        (("none/x.jsonl",), r"there is no folder .*none"),
-        (("train.txt",), r"train\.txt is of an unknown kind; allowed: \.jsonl, \.array_record"),
-        (("train.jsonl", "*.jsonl"), r"train\.jsonl is named twice"),
-    ):
-        given = tuple(str(tmp_path / name) for name in files)
-        with pytest.raises(ConfigError, match=message):
-            tasks.make(dataclasses.replace(text, test_files=given))
-
-
 def test_a_damaged_file_of_tokens_is_named(text, tmp_path):
     config = tokenized(text, tmp_path)
     path = tmp_path / "train.array_record"
@@ -145,6 +144,53 @@ def test_tokens_of_another_tokenizer_are_refused(text, tmp_path):
     path = corpora.write_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(ConfigError, match=r"was tokenised by bytes, and task\.tokenizer is sha256"):
         tasks.make(dataclasses.replace(config, tokenizer=path))
+
+
+def test_text_that_tokens_do_not_determine_is_counted(text, tmp_path):
+    """In text and in files of tokens alike; also of documents of which no token is left."""
+    tokenizer = corpora.write_letters(tmp_path / "letters.json", "ab")
+    path = corpora.write_jsonl(tmp_path / "x.jsonl", ["aé" * 1000, "ab", "日"])
+    other = corpora.write_jsonl(tmp_path / "y.jsonl", ["ab", "ba"])
+    config = dataclasses.replace(
+        text, tokenizer=tokenizer, train_files=(other,), test_files=(path,)
+    )
+    for made in map(tasks.make, (config, tokenized(config, tmp_path, tokenizer))):
+        assert (made.lost_bytes("train"), made.lost_bytes("test")) == (0, 2003)
+        assert made.predicted_per_byte("test") == 1002 / 3005
+
+
+def test_files_of_tokens_from_before_they_were_counted_do_not_tell(text, tmp_path, monkeypatch):
+    """But of bytes nothing is ever lost; and what they were made from is not known."""
+    old = records.Index
+
+    def without(**fields):
+        return old(**fields | {"lost_bytes": None, "sources": ()})
+
+    monkeypatch.setattr(records, "Index", without)
+    path = corpora.write_letters(tmp_path / "letters.json", "ab")
+    for tokenizer, known in ((path, None), ("bytes", 0)):
+        task = tasks.make(tokenized(text, tmp_path, tokenizer))
+        assert task.lost_bytes("test") == known
+
+
+def test_how_special_tokens_are_read_is_the_tasks_choice(text, tmp_path):
+    """In documents; and files of tokens are of one choice."""
+    path = corpora.write_tokenizer(tmp_path / "tokenizer.json", special=["<|end|>"])
+    file = corpora.write_jsonl(tmp_path / "x.jsonl", ["dreams<|end|> of"])
+    config = dataclasses.replace(text, tokenizer=path, test_files=(file,))
+    control = dataclasses.replace(config, special_tokens="control")
+    held_out = {}
+    for how, chosen in (("text", config), ("control", control)):
+        task = tasks.make(chosen)
+        tokens_WL = task.example("test", 0).tokens_WL
+        held_out[how] = "<|end|>" in {task.token_name(token) for token in tokens_WL.flat}
+    assert held_out == {"text": False, "control": True}
+    of_tokens = tokenized(config, tmp_path, path)
+    tasks.make(of_tokens)
+    with pytest.raises(
+        ConfigError, match=r"tokens as text, and .* set task\.tokenizer and task\.sp"
+    ):
+        tasks.make(dataclasses.replace(of_tokens, special_tokens="control"))
 
 
 def test_text_that_is_too_large_for_memory_names_the_command(text, monkeypatch, tmp_path):
@@ -177,7 +223,10 @@ def test_a_token_beyond_the_vocabulary_is_named_in_the_batch(text, tmp_path):
     """As check_batch does for every task."""
     file = tmp_path / "bad.array_record"
     records.write_tokens(
-        file, [(np.array([1, 999, 2]), 3)], tokenizer="bytes", dtype=np.dtype(np.uint16)
+        file,
+        [records.Document(np.array([1, 999, 2]), 3)],
+        tokenizer="bytes",
+        dtype=np.dtype(np.uint16),
     )
     task = tasks.make(dataclasses.replace(text, train_files=(str(file),)))
     with pytest.raises(ValueError, match=r"token 999 at \(0, 0, 1\) lies outside 0\.\.256"):

@@ -4,10 +4,9 @@ import threading
 
 import jax
 import numpy as np
+import waiting
 
 from sleepnet.training import agree
-
-PATIENCE = 20.0  # seconds until a process that waits for nobody is found out
 
 
 class Pretended:
@@ -23,7 +22,7 @@ class Pretended:
 
     def run(self, act):
         """`act(process)` in each of them at once; what it returned or raised there."""
-        self._meeting = threading.Barrier(self._count, timeout=PATIENCE)
+        self._meeting = threading.Barrier(self._count, timeout=waiting.PATIENCE / 2)
         self._brought, ends = [None] * self._count, [None] * self._count
 
         def live(index):
@@ -33,11 +32,12 @@ class Pretended:
             except Exception as error:
                 ends[index] = error
 
-        threads = [threading.Thread(target=live, args=(i,)) for i in range(self._count)]
+        threads = [
+            threading.Thread(target=live, args=(i,), daemon=True) for i in range(self._count)
+        ]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        waiting.join(*threads)
         lonely = [end for end in ends if isinstance(end, threading.BrokenBarrierError)]
         assert not lonely, f"a process waited for others that had gone on: {ends}"
         return ends

@@ -5,13 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from agreement import GRADIENTS, assert_agree
 
 from sleepnet import tasks
 from sleepnet.config import DepoConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
-from sleepnet.training import loop, newborn, step
+from sleepnet.training import guard, loop, newborn, step
 from sleepnet.training.metrics import read_metrics
+from sleepnet.training.optimizer import at_step, optimizer, schedule
+from sleepnet.training.step import TrainState
 
 TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
 MODEL = ModelConfig(vocab_size=6, pattern="G", d_model=8, num_heads=1, window=4, passes=2)
@@ -63,7 +66,46 @@ def test_a_skipped_step_leaves_no_trace_in_the_parameters(poisoned, tmp_path):
     assert int(state.step) == 6
     expected = by_hand([0, 1, 2, 4, 5])
     assert_agree(state.params, expected.params, tol=1e-5)
-    assert_agree(state.opt_state, expected.opt_state, tol=1e-5)
+    kept = at_step(expected.opt_state, jnp.int32(6))  # but for the step, which the schedule follows
+    assert_agree(state.opt_state, kept, tol=1e-5)
+
+
+@pytest.mark.parametrize("skipped", [(), (3, 4, 8), (10,)])
+def test_with_skipped_steps_a_run_still_ends_at_its_last_rate(monkeypatch, skipped):
+    """Each update takes the rate of its step; momentum and its bias correction know only the
+    updates that were made."""
+    training = dataclasses.replace(
+        TRAINING, steps=10, warmup_steps=2, decay_fraction=0.5, on_bad_step="skip",
+        adam_learning_rate=0.1, adam_weight_decay=0.1, clip_norm=1e9,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    grads = [{"head": jnp.asarray(rng.normal(size=8), jnp.float32)} for _ in range(10)]
+    losses = [jnp.float32(np.nan if t in skipped else 1.0) for t in range(1, 11)]
+
+    def gradient(params, batch):
+        loss, grads = batch
+        return (loss, loss), grads
+
+    monkeypatch.setattr(step, "_gradient_of_batch", lambda *_, **__: gradient)
+    params = {"head": jnp.ones(8)}
+    adam = optax.scale_by_adam(b2=training.adam_b2, nesterov=True)
+    rate = schedule(training, training.adam_learning_rate)
+    expected, moments = params, adam.init(params)
+    state = TrainState(
+        jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer(training).init(params),
+        guard.no_steps(training),
+    )  # fmt: skip
+    train_step = step.make_train_step(MODEL, training, (1,), (1,))
+    for t, (loss, grad) in enumerate(zip(losses, grads, strict=True), start=1):
+        state, metrics = train_step(state, (loss, grad))
+        assert metrics["bad"] == (t in skipped)
+        if t not in skipped:
+            update, moments = adam.update(grad, moments)
+            expected = jax.tree.map(
+                lambda p, u, t=t: p - rate(t - 1) * (u + 0.1 * p), expected, update
+            )
+        assert_agree(state.params, expected, tol=1e-5)
+    assert int(state.step) == 10
 
 
 @pytest.mark.slow

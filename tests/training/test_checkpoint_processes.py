@@ -1,40 +1,28 @@
 """Several real processes save one checkpoint, agree on what they restore, and on what failed."""
 
 import os
-import pathlib
-import socket
-import subprocess
 import sys
 
 import pytest
+import waiting
 
-PROGRAM = pathlib.Path(__file__).parent / "processes.py"
-ROOT = PROGRAM.parent.parent.parent
+from launch.ports import reserved_port
 
 
 def run(count, workdir, *actions):
     """What each of `count` processes printed, line by line."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
-    running = [
-        subprocess.Popen(
-            [sys.executable, PROGRAM, coordinator, str(count), str(i), workdir, *actions],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(count)
-    ]  # fmt: skip
-    lines = []
-    try:
-        for process in running:
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 0, err
-            lines.append([line for line in out.splitlines() if "Gloo" not in line])
-    finally:
-        for process in running:
-            process.kill()
-    return lines
+    program = waiting.ROOT / "tests" / "training" / "processes.py"
+    with reserved_port() as port:
+        running = [
+            waiting.Program(
+                sys.executable, program, f"localhost:{port}", count, i, workdir, *actions,
+                env=os.environ | {"PYTHONPATH": str(waiting.ROOT)},
+            )
+            for i in range(count)
+        ]  # fmt: skip
+        ends = [process.end() for process in running]
+    assert [end.returncode for end in ends] == [0] * count, ends
+    return [[line for line in end.stdout.splitlines() if "Gloo" not in line] for end in ends]
 
 
 @pytest.mark.slow

@@ -1,33 +1,31 @@
 """Goodput: the share of wall time in steps that were taken for the first time."""
 
 import pytest
+from hands import Hands
 
-from sleepnet.training import clock
 from sleepnet.training.clock import FILE, Clock
 
 
 @pytest.fixture
-def hands(monkeypatch):
-    """Wall time in the test's hands: a list whose last number is now."""
-    now = [0.0]
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now[-1])
-    return now
+def hands():
+    """Time in the test's hands."""
+    return Hands()
 
 
 def live(one, hands, *events):
     """(phase, step, seconds in it) one after the other."""
     for phase, step, seconds in events:
         one.enter(phase, step)
-        hands.append(hands[-1] + seconds)
+        hands.seconds += seconds
 
 
 def test_only_first_steps_are_productive_over_all_starts(tmp_path, hands):
     """Steps 1 to 3, a crash back to 1, and on to 4: steps 2 and 3 count once."""
-    first = Clock(tmp_path)
+    first = Clock(tmp_path, hands)
     live(first, hands, ("compile", 0, 5), ("step", 1, 2), ("step", 2, 2), ("data", 3, 1))
     live(first, hands, ("step", 3, 2), ("save", 3, 1))
     first.save()
-    second = Clock(tmp_path)
+    second = Clock(tmp_path, hands)
     live(second, hands, ("restore", 0, 1), ("step", 2, 2), ("step", 3, 2), ("step", 4, 2))
     timing = second.timing()
     assert timing["seconds"] == 20.0
@@ -37,17 +35,17 @@ def test_only_first_steps_are_productive_over_all_starts(tmp_path, hands):
 
 
 def test_a_step_that_a_rollback_takes_again_is_not_productive(tmp_path, hands):
-    one = Clock(tmp_path)
+    one = Clock(tmp_path, hands)
     live(one, hands, ("step", 1, 2), ("step", 2, 2), ("restore", 2, 1), ("step", 2, 2))
     assert one.timing()["seconds_repeated"] == 2.0
 
 
 def test_silence_is_counted_from_the_last_sign_of_life(tmp_path, hands):
     """Whatever is read from the clock meanwhile."""
-    one = Clock(tmp_path)
+    one = Clock(tmp_path, hands)
     live(one, hands, ("step", 1, 3))
     one.timing()
-    hands.append(hands[-1] + 1)
+    hands.seconds += 1
     assert one.silent_for() == 4.0
 
 

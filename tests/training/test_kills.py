@@ -2,10 +2,10 @@
 
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
+import waiting
 
 TESTS = pathlib.Path(__file__).parent.parent
 
@@ -14,10 +14,12 @@ TESTS = pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_again_and_again_it_ends_as_if_nothing_had_been(processes):
     """Parameters, optimizer state and rows of metrics; one process, and two that train together."""
-    done = subprocess.run(
-        [sys.executable, TESTS / "kill_and_resume.py", "--kills=6", f"--processes={processes}"],
-        env=os.environ | {"PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""},
-        capture_output=True, text=True, timeout=1800,
+    kills = 6
+    program = waiting.Program(
+        sys.executable, TESTS / "kill_and_resume.py", f"--kills={kills}",
+        f"--processes={processes}",
+        env=os.environ | {"PYTHONPATH": str(waiting.ROOT), "XLA_FLAGS": ""},
     )  # fmt: skip
+    done = program.end(kills * waiting.PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all bit-equal" in done.stdout

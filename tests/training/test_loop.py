@@ -11,17 +11,19 @@ import pytest
 
 from sleepnet import storage, tasks
 from sleepnet.config import (
+    ConfigError,
     DepoConfig,
     ExperimentConfig,
     MeshConfig,
     ModelConfig,
     TrainingConfig,
 )
+from sleepnet.model import init_params
 from sleepnet.storage import StorageError
 from sleepnet.training import checkpoint, loop
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, read_metrics, read_rows
-from sleepnet.training.step import init_train_state
+from sleepnet.training.step import init_train_state, make_train_step
 from sleepnet.training.workdir import claim_workdir, load_config, locked
 
 TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
@@ -198,6 +200,15 @@ def test_checkpoints_without_their_config_are_not_taken_over(copied):
     assert Checkpoints(copied).steps() == [4, 6]
 
 
+@pytest.mark.parametrize("name", ["rollbacks.json", "clock.json"])
+def test_what_another_run_left_without_a_config_is_not_taken_over(tmp_path, name):
+    """The batches that it left out, or the time that it took."""
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(StorageError, match=rf"holds {name} but no config\.json"):
+        claim_workdir(CONFIG, tmp_path)
+    assert (tmp_path / name).read_text() == "[]"
+
+
 def test_checkpointing_more_often_is_no_other_config(copied):
     often = dataclasses.replace(TRAINING, checkpoint_every=1)
     claim_workdir(dataclasses.replace(CONFIG, training=often), copied)
@@ -215,6 +226,21 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write to"):
         loop.train(CONFIG, tmp_path / "file")
+
+
+def test_coarse_parameters_are_not_trained(tmp_path):
+    """Refused with what to set, before anything compiles; no workdir is made; inference goes on."""
+    coarse = dataclasses.replace(MODEL, param_dtype="bfloat16")
+    told = r"param_dtype must be float32 in training.*got 'bfloat16'.*compute_dtype=bfloat16"
+    with pytest.raises(ConfigError, match=told):
+        loop.train(dataclasses.replace(CONFIG, model=coarse), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=told):
+        init_train_state(coarse, TRAINING)
+    with pytest.raises(ConfigError, match=told):
+        make_train_step(coarse, TRAINING, (2, 1), (0, 2))
+    params = jax.eval_shape(lambda: init_params(coarse, jax.random.key(0)))
+    assert params["final_norm"].dtype == jnp.bfloat16
 
 
 def test_a_folder_that_is_no_workdir_is_named(tmp_path):

@@ -1,18 +1,15 @@
 """Rows of metrics reach TensorBoard, too, and a disk that is full keeps no program from ending."""
 
-import os
-import pathlib
 import struct
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+import waiting
 from tensorboardX.proto import event_pb2
 
 from sleepnet.training.metrics import BOARD, METRICS, TIMING, MetricsWriter, read_rows
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 FULL = """
 import pathlib, resource, signal, sys
 from sleepnet.storage import StorageError
@@ -102,10 +99,7 @@ def test_values_are_those_of_float32(tmp_path):
 @pytest.mark.parametrize("then", ["still full", "room again"])
 def test_a_program_whose_disk_is_full_ends(tmp_path, then):
     """At once, however many rows wait; and if there is room in the end, none is lost."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, tmp_path, then], env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = waiting.run(sys.executable, "-c", FULL, tmp_path, then)
     assert done.returncode == 0, done.stderr
     assert f"cannot write {tmp_path / METRICS}: File too large" in done.stdout
     steps = list(range(1, 2000 if then == "room again" else 2))
