@@ -531,7 +531,7 @@ def test_a_program_that_fails_ends_those_it_was_for(small, monkeypatch, program,
         ([3, 16], {}, r"token id 16 at place 1 .* ids lie in 0\.\.15"),
         ([], {}, r"1 to 30 tokens \(limits.prompt\); got 0"),
         (list(range(16)) * 2, {}, r"1 to 30 tokens \(limits.prompt\); got 32"),
-        ([1.5], {}, "whole numbers"),
+        ([1.5], {}, "integers"),
         ([1], {"max_new_tokens": 41}, r"in 0\.\.40; got 41"),
         ([1], {"max_new_tokens": True}, r"in 0\.\.40; got True"),
         ([1], {"sampling": {"temperature": 0}}, r"must be a Sampling, .*got {'temperature': 0}"),
@@ -567,6 +567,21 @@ def test_an_engine_holds_the_parameters_that_a_session_holds():
     engine = Engine(params, config=CONFIG, slots=1)
     assert sum(x.nbytes for x in jax.live_arrays()) - before < size / 2
     assert not (engine.busy or session.position)
+
+
+def test_sizes_and_ids_may_be_integers_of_any_type(engine, params):
+    """The same engine, and the same session, as of Python's."""
+    typed = Engine(
+        params, config=CONFIG, slots=np.int64(SLOTS), passes=np.uint8(CONFIG.passes),
+        work=np.int16(SLOTS * CONFIG.passes), group=jnp.int32(1),
+        limits=Limits(waiting=np.int64(5), prompt=np.uint8(200), new_tokens=jnp.int32(9)),
+    )  # fmt: skip
+    tokens = prompt(22, CONFIG.window + 1)
+    drawn, ended = alone(
+        typed, jnp.asarray(tokens, jnp.uint8), max_new_tokens=np.int16(9), stop=[np.uint8(15)]
+    )
+    of_engine, also = alone(engine, tokens, max_new_tokens=9, stop=[15])
+    assert drawn == of_engine and ended[1:] == also[1:]
 
 
 def test_parameters_of_another_config_are_refused(params):

@@ -11,6 +11,7 @@ from sleepnet import tasks
 from sleepnet.cache import init_state, select_states
 from sleepnet.config import ExperimentConfig, ModelConfig
 from sleepnet.evaluation.accuracy import compiled_score
+from sleepnet.integers import as_integer
 from sleepnet.sleep import sleep
 from sleepnet.tasks import Example
 from sleepnet.wake import wake
@@ -79,7 +80,7 @@ def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Ag
     Raises:
       ValueError: `streaming_examples` is 0.
     """
-    passes = config.model.passes if passes is None else passes
+    passes = config.model.passes if passes is None else as_integer("passes", passes, 1)
     task, examples = tasks.make(config.task), config.evaluation.streaming_examples
     (batch,) = tasks.batches(task, "test", examples, num_batches=1)
     window_passes = task.window_passes(passes)
