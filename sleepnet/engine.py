@@ -39,6 +39,7 @@ from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
 from sleepnet.model import check_params
 from sleepnet.nap import begin_sleep, continue_sleep, finish_sleep
+from sleepnet.parts import on_one_device
 from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
@@ -137,7 +138,8 @@ class Engine:
     Compiles all that it will ever run when it is made.
 
     Args:
-      params: from `init_params`.
+      params: from `init_params`. Those that are split over devices, such as a run's that was
+        trained with `mesh.fsdp`, are gathered on the first of them, once.
       config: static.
       slots: B, how many sessions are in memory at once; others wait for one, first come, first
         served.
@@ -154,7 +156,8 @@ class Engine:
 
     Raises:
       ConfigError: a size that is none.
-      ValueError: devices that are not there, or parameters of another config.
+      ValueError: devices that are not there, or parameters of another config or of which this
+        process holds a part.
     """
 
     def __init__(
@@ -176,6 +179,7 @@ class Engine:
         if not isinstance(limits, Limits | None):
             raise ConfigError(f"limits must be Limits(...); got {limits!r}")
         check_params(params, config)
+        params = on_one_device(params)
         self._params, self._config, self._passes = params, config, passes
         self._limits = limits or Limits()
         self._slots = Slots(params, config=config, count=slots)

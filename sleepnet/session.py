@@ -24,6 +24,7 @@ from sleepnet.decode import Decoder, longest_piece
 from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
 from sleepnet.model import check_params
+from sleepnet.parts import devices_of
 from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import Tokenizer, load_tokenizer
@@ -159,7 +160,7 @@ class Session:
         check_params(params, config)
         known = None if tokenizer is None else _as_tokenizer(tokenizer)
         mind.check(config, tokenizer=known.identity if known else None)
-        return cls._of(_Params(params), mind, config, known)
+        return cls._of(_Params(params), _beside(params, mind), config, known)
 
     @classmethod
     def _of(cls, params: "_Params", mind: Mind, config: ModelConfig, tokenizer) -> "Session":
@@ -520,6 +521,15 @@ class _Params:
     @functools.cached_property
     def fingerprint(self) -> str:
         return mind_file.fingerprint(self.tree)
+
+
+def _beside(params, mind: Mind) -> Mind:
+    """Return the mind with arrays that can meet the parameters, wherever an engine left them."""
+    if devices_of(mind.state) == devices_of(params):
+        return mind
+    names = ("state", "logits_Y", "opening_Y")
+    arrays = jax.device_get({name: getattr(mind, name) for name in names})
+    return dataclasses.replace(mind, **arrays)
 
 
 def _as_tokenizer(tokenizer: str | Tokenizer) -> Tokenizer:

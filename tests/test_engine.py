@@ -13,6 +13,7 @@ import pytest
 
 import sleepnet
 from sleepnet import engine as engine_module
+from sleepnet import sharding
 from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.engine import (
@@ -27,6 +28,7 @@ from sleepnet.engine import (
     Limits,
 )
 from sleepnet.mind_file import Mind
+from sleepnet.parts import devices_of
 from sleepnet.sampling import Sampling, sample, stack
 
 CONFIG = sleepnet.ModelConfig(
@@ -582,6 +584,18 @@ def test_sizes_and_ids_may_be_integers_of_any_type(engine, params):
     )
     of_engine, also = alone(engine, tokens, max_new_tokens=9, stop=[15])
     assert drawn == of_engine and ended[1:] == also[1:]
+
+
+def test_parameters_that_are_split_over_devices_are_gathered_on_one(engine, params):
+    """As a run with mesh.fsdp leaves them: the same tokens as from whole ones."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    split = jax.device_put(params, sharding.of_state(mesh, params))
+    assert not split["embedding"].is_fully_replicated
+    of_split = Engine(split, config=CONFIG, slots=SLOTS)
+    plan = (prompt(21, 2 * CONFIG.window), dict(max_new_tokens=9, keep=True))
+    drawn, ended = alone(of_split, plan[0], **plan[1])
+    assert drawn == alone(engine, plan[0], **plan[1])[0]
+    assert len(devices_of(ended.mind.state)) == 1
 
 
 def test_parameters_of_another_config_are_refused(params):

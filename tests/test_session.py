@@ -514,3 +514,13 @@ def test_a_million_tokens_leave_nothing_behind():
     arrays, states, resident_mib = zip(*found.values(), strict=True)
     assert len(set(states)) == len(set(arrays)) == 1, found
     assert resident_mib[-1] - resident_mib[-2] < 16, found
+
+
+def test_a_mind_goes_on_where_its_parameters_lie():
+    """Wherever it has lived before, such as on the device of an engine."""
+    mind, here, there = older().mind, *jax.devices()[:2]
+    mind = dataclasses.replace(mind, state=jax.device_put(mind.state, there))
+    params = jax.device_put(minds.params(CONFIG), here)
+    moved = Session.from_mind(params, mind, config=CONFIG)
+    assert {device for x in jax.tree.leaves(moved.state) for device in x.devices()} == {here}
+    assert_identical(everything(moved), everything(older()))
