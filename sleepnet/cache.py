@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.integers import as_integer
 from sleepnet.model import check_arrays, conv_channels, empty_past
 from sleepnet.ops import rope
 from sleepnet.types import (
@@ -26,8 +27,7 @@ from sleepnet.types import (
 
 def init_state(config: ModelConfig, batch_size: int) -> WakeState:
     """`batch_size` newborn minds: zero fast weights and an empty window."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
+    batch_size = as_integer("batch_size", batch_size, 1)
     fast_weights = empty_fast_weights(config, batch_size)
     zeros_B = jnp.zeros((batch_size,), jnp.int32)
     return WakeState(
@@ -128,7 +128,7 @@ def fresh_span(config: ModelConfig, length_B, kept_B, T: int, axis: str | None =
     """The places of the first T tokens of a window; of this device's T of them with an `axis`."""
     start = 0 if axis is None else T * lax.axis_index(axis)
     everywhere = T if axis is None else T * lax.axis_size(axis)
-    position_BT = jnp.broadcast_to(start + jnp.arange(T), (length_B.shape[0], T))
+    position_BT = jnp.broadcast_to(start + jnp.arange(T, dtype=jnp.int32), (length_B.shape[0], T))
     own_BTS = _own_mask(position_BT, length_B, everywhere)
     masks = (*_kept_mask(config, position_BT, kept_B), own_BTS)
     here_B = jnp.clip(length_B - start, 0, T)
@@ -137,12 +137,12 @@ def fresh_span(config: ModelConfig, length_B, kept_B, T: int, axis: str | None =
 
 def next_span(config: ModelConfig, window: WindowCache, length_B, T: int) -> Span:
     """The places of the next T tokens of a window in progress."""
-    position_BT = window.length_B[:, None] + jnp.arange(T)
+    position_BT = window.length_B[:, None] + jnp.arange(T, dtype=jnp.int32)
     # No token stands L or more before another of its window: the band cuts only kept keys.
-    cached_BL = jnp.arange(config.window) < window.length_B[:, None]
+    cached_BL = jnp.arange(config.window, dtype=jnp.int32) < window.length_B[:, None]
     cached_BTL = jnp.broadcast_to(cached_BL[:, None], (*position_BT.shape, config.window))
     kept = _kept_mask(config, position_BT, window.kept_B)
-    place_BT = jnp.broadcast_to(jnp.arange(T), position_BT.shape)
+    place_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), position_BT.shape)
     masks = (*kept, cached_BTL, _own_mask(place_BT, length_B, T))
     return Span(position_BT=position_BT, length_B=length_B, masks=masks)
 
@@ -155,8 +155,8 @@ def append(
     Args:
       read_BTD: what was computed from the window as it is.
     """
-    batch_BT = jnp.arange(features_BTD.shape[0])[:, None]
-    valid_BT = jnp.arange(features_BTD.shape[1]) < span.length_B[:, None]
+    batch_BT = jnp.arange(features_BTD.shape[0], dtype=jnp.int32)[:, None]
+    valid_BT = jnp.arange(features_BTD.shape[1], dtype=jnp.int32) < span.length_B[:, None]
     # A zero that XLA cannot see through makes the writing wait for the last reading: where it
     # does not know their order, it copies the whole window to be safe.
     zero_BT = jnp.minimum(jnp.square(read_BTD[..., 0]), 0).astype(jnp.int32)
@@ -249,7 +249,7 @@ def batch_axes(state: WakeState) -> WakeState:
 
 
 def _slide(config, kept: AttentionCache, cache: AttentionCache, length_B) -> AttentionCache:
-    source_BS = length_B[:, None] + jnp.arange(config.window - 1)
+    source_BS = length_B[:, None] + jnp.arange(config.window - 1, dtype=jnp.int32)
 
     def last(kept, cached):
         joined = jnp.concatenate([kept, cached], axis=3)
@@ -265,14 +265,14 @@ def _slide(config, kept: AttentionCache, cache: AttentionCache, length_B) -> Att
 def _kept_mask(config, position_BT, kept_B):
     if config.eviction == "hard":
         return ()
-    place_S = jnp.arange(1 - config.window, 0)
+    place_S = jnp.arange(1 - config.window, 0, dtype=jnp.int32)
     within = position_BT[..., None] - place_S < config.window
     return (within & (place_S >= -kept_B[:, None, None]),)
 
 
 def _own_mask(place_BT, length_B, S):
     """Which of the S tokens of a call the queries at `place_BT` see: valid ones up to their own."""
-    key_S = jnp.arange(S)
+    key_S = jnp.arange(S, dtype=jnp.int32)
     return (key_S <= place_BT[..., None]) & (key_S < length_B[:, None, None])
 
 

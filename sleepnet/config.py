@@ -17,6 +17,10 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+from sleepnet.integers import as_integer
+
 PARTS = ("prelude", "core", "coda")
 RULES = ("gated_delta", "delta", "gated_hebbian", "hebbian")
 EVICTIONS = ("hard", "sliding")
@@ -149,12 +153,9 @@ class ModelConfig:
                 f"got {self.mlp_ratio}; the nearest is {1 / self.d_model}"
             )
         if self.chunk is not None:
-            _in_range(self, "chunk", 1, MAX_CHUNK)
-            if self.chunk & (self.chunk - 1):
-                near = 1 << (self.chunk.bit_length() - 1)
-                raise ConfigError(f"chunk must be a power of two, such as {near}; got {self.chunk}")
+            as_chunk(self.chunk)
             if self.backend == "pallas":
-                check_kernel_chunk(self.chunk)
+                as_kernel_chunk(self.chunk)
         unknown = self.remat_levels - set(REMAT_LEVELS)
         if unknown:
             alone = ("none",) if len(self.remat_levels) == 1 else ()
@@ -185,14 +186,25 @@ class ModelConfig:
         return sum(len(letters) for letters in split_pattern(self.pattern).values())
 
 
-def check_kernel_chunk(chunk: int):
-    """Raises ConfigError for tokens per chunk that the TPU kernel does not take."""
+def as_chunk(chunk: Any) -> int:
+    """Return tokens per chunk of the local rule as a Python int, or raise ConfigError."""
+    chunk = as_integer("chunk", chunk, 1, MAX_CHUNK, error=ConfigError)
+    if chunk & (chunk - 1):
+        near = 1 << (chunk.bit_length() - 1)
+        raise ConfigError(f"chunk must be a power of two, such as {near}; got {chunk}")
+    return chunk
+
+
+def as_kernel_chunk(chunk: Any) -> int:
+    """Return tokens per chunk of the TPU kernel as a Python int, or raise ConfigError."""
+    chunk = as_integer("chunk", chunk, error=ConfigError)
     if chunk not in KERNEL_CHUNKS:
         near = min(KERNEL_CHUNKS, key=lambda size: abs(size - chunk))
         raise ConfigError(
             f"chunk: backend='pallas' takes {', '.join(map(str, KERNEL_CHUNKS))}; got {chunk}; "
             f"the nearest is {near}"
         )
+    return chunk
 
 
 def check_trainable(model: ModelConfig):
@@ -541,7 +553,7 @@ class EvaluationConfig:
         _positive(self, "examples", "batch_size")
         _not_negative(self, "streaming_examples")
         if not self.passes or min(self.passes) < 1:
-            raise ConfigError(f"passes must be whole numbers of 1 or more; got {self.passes}")
+            raise ConfigError(f"passes must be integers of 1 or more; got {self.passes}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -653,33 +665,49 @@ def _build(section: str, cls: type, values: dict[str, Any]):
 def _check_types(config):
     """Rejects e.g. a string where a number belongs, before it fails somewhere deep.
 
-    Lists become tuples, so that a config is hashable and can be a static argument.
+    Lists become tuples, and NumPy's numbers Python's, so that a config is hashable, can be a
+    static argument, and can be written as JSON.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(config, field.name, value)
         if value is None and field.default is FOLLOWS:
             continue
-        _check_type(field.name, value, typing.get_origin(field.type) or field.type)
+        value = tuple(value) if isinstance(value, list) else value
+        value = _plain(field.name, value, typing.get_origin(field.type) or field.type)
         if isinstance(value, tuple):
-            for element in value:
-                _check_type(f"each of {field.name}", element, typing.get_args(field.type)[0])
+            kind, *_ = typing.get_args(field.type)
+            value = tuple(_plain(f"each of {field.name}", element, kind) for element in value)
+        object.__setattr__(config, field.name, value)
 
 
-def _check_type(name: str, value: Any, kind: Any):
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """The value as Python's own type, if it is of this kind; an integer may stand for a float."""
+    if kind is int:
+        return as_integer(name, value, error=ConfigError)
+    if kind is float:
+        return _plain_float(name, value)
+    if not isinstance(value, kind):
         raise ConfigError(f"{name} must be of type {kind.__name__}; got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
+    return value
+
+
+def _plain_float(name: str, value: Any) -> float:
+    if isinstance(value, float | np.floating):
+        value = float(value)
+    else:
+        try:
+            value = as_integer(name, value)
+        except ValueError:
+            raise ConfigError(f"{name} must be of type float; got {value!r}") from None
+    if not math.isfinite(value):
         raise ConfigError(f"{name} must be finite; got {value}")
-    if kind is float and value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
+    if value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
         near = min(max(abs(value), LEAST_FLOAT), MOST_FLOAT) * (1 if value > 0 else -1)
         raise ConfigError(
             f"{name} must be 0, or between {LEAST_FLOAT:.3g} and {MOST_FLOAT:.3g} in size, which "
             f"float32 holds; got {value}; the nearest is {near:.3g}"
         )
+    return value
 
 
 def _known(prefix: str, values: Iterable[str], allowed: Iterable[str]):

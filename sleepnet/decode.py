@@ -21,6 +21,7 @@ import numpy as np
 
 from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.integers import as_integers, to_int32
 from sleepnet.sleep import sleep
 from sleepnet.types import Array, WakeState, WindowCache
 from sleepnet.wake import check_tokens, of_last_token, unshared, wake
@@ -137,7 +138,7 @@ class Decoder:
           ValueError: tokens that are not one id of the vocabulary per row, or a row without room;
             the state is as before.
         """
-        now, tokens_B = self._whole(), np.asarray(tokens_B)
+        now, tokens_B = self._whole(), np.asarray(as_integers("tokens_B", tokens_B))
         if tokens_B.shape != now.length_B.shape:
             raise ValueError(
                 f"a call takes one token per row, of shape {now.length_B.shape}; "
@@ -186,11 +187,11 @@ class Decoder:
           ValueError: lengths that are not those of a part of each window, logits of another shape,
             or windows whose tokens are not known; the state is as before.
         """
-        length_B, filled_B = np.array(length_B, np.int32), self._now.length_B
+        filled_B, length_B = self._now.length_B, np.asarray(as_integers("length_B", length_B))
         fits = length_B.shape == filled_B.shape and (0 <= length_B) & (length_B <= filled_B)
         if not np.all(fits):
             raise ValueError(f"length_B must lie in 0..{filled_B}; got {length_B}")
-        self._now = self._reread(length_B, self._opening(opening_BY))
+        self._now = self._reread(to_int32(length_B), self._opening(opening_BY))
 
     def fork(self) -> "Decoder":
         """Another decoder of the same minds, with a state of its own and the same parameters."""
@@ -214,7 +215,7 @@ class Decoder:
         length_B = np.array(state.window.length_B)
         windows = (len(length_B), self._config.window)
         if tokens_BL is not None:
-            tokens_BL = np.array(tokens_BL, np.int32)
+            tokens_BL = to_int32(np.asarray(as_integers("tokens_BL", tokens_BL)))
             if tokens_BL.shape != windows:
                 raise ValueError(f"tokens_BL must have shape {windows}; got {tokens_BL.shape}")
         elif not length_B.any():
@@ -262,8 +263,8 @@ class Decoder:
         return minds
 
     def _reading(self, minds: _Minds, tokens_BT, length_B, logits: str) -> tuple[Array, _Minds]:
-        tokens_BT, length_B = check_tokens(
-            self._config, minds.length_B, np.asarray(tokens_BT), length_B
+        tokens_BT, length_B = map(
+            np.asarray, check_tokens(self._config, minds.length_B, tokens_BT, length_B)
         )
         longest = longest_piece(self._config)
         if tokens_BT.shape[1] > longest:

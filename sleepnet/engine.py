@@ -35,15 +35,17 @@ import numpy as np
 
 from sleepnet import cache, parallel
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
 from sleepnet.model import check_params
 from sleepnet.nap import begin_own_sleep, continue_sleep, finish_sleep
+from sleepnet.parts import on_one_device
 from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
 from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState
-from sleepnet.wake import check_vocabulary
+from sleepnet.wake import as_ids
 
 LENGTH, STOP, CANCELLED, FAILED = REASONS = ("length", "stop", "cancelled", "failed")
 GREEDY = Sampling(temperature=0)
@@ -99,7 +101,7 @@ class Limits:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check_count(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, _count(field.name, getattr(self, field.name)))
 
 
 @dataclasses.dataclass(eq=False)
@@ -138,7 +140,8 @@ class Engine:
     Compiles all that it will ever run when it is made.
 
     Args:
-      params: from `init_params`.
+      params: from `init_params`. Those that are split over devices, such as a run's that was
+        trained with `mesh.fsdp`, are gathered on the first of them, once.
       config: static.
       slots: B, how many sessions are in memory at once; others wait for one, first come, first
         served.
@@ -155,7 +158,8 @@ class Engine:
 
     Raises:
       ConfigError: a size that is none.
-      ValueError: devices that are not there, or parameters of another config.
+      ValueError: devices that are not there, or parameters of another config or of which this
+        process holds a part.
     """
 
     def __init__(
@@ -171,13 +175,13 @@ class Engine:
         limits: Limits | None = None,
     ):
         passes = config.passes if passes is None else passes
-        for name, value in (("slots", slots), ("passes", passes), ("group", group)):
-            _check_count(name, value)
-        work = slots * passes if work is None else work
-        _check_count("work", work)
+        slots, passes = _count("slots", slots), _count("passes", passes)
+        group = _count("group", group)
+        work = slots * passes if work is None else _count("work", work)
         if not isinstance(limits, Limits | None):
             raise ConfigError(f"limits must be Limits(...); got {limits!r}")
         check_params(params, config)
+        params = on_one_device(params)
         self._params, self._config, self._passes = params, config, passes
         self._limits = limits or Limits()
         self._slots = Slots(params, config=config, count=slots)
@@ -242,12 +246,8 @@ class Engine:
           EngineFull: as many wait as may.
         """
         tokens = self._checked(tokens)
-        whole = hasattr(max_new_tokens, "__index__") and not isinstance(max_new_tokens, bool)
-        if not whole or not 0 <= max_new_tokens <= self._limits.new_tokens:
-            raise ValueError(
-                f"max_new_tokens must be a whole number in 0..{self._limits.new_tokens}; "
-                f"got {max_new_tokens!r}"
-            )
+        most = self._limits.new_tokens
+        max_new_tokens = as_integer("max_new_tokens", max_new_tokens, 0, most)
         mind = self._newborn if mind is None else mind
         if not isinstance(mind, Mind):
             raise ValueError(
@@ -601,19 +601,13 @@ class Engine:
     # Beside the work.
 
     def _checked(self, tokens) -> np.ndarray:
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
-            raise ValueError(
-                f"tokens must be a list of whole numbers; got {tokens.dtype} of shape "
-                f"{tokens.shape}"
-            )
+        tokens = as_ids(self._config, tokens)
         if not 1 <= tokens.size <= self._limits.prompt:
             raise ValueError(
                 f"a submission has 1 to {self._limits.prompt} tokens (limits.prompt); "
                 f"got {tokens.size}"
             )
-        check_vocabulary(self._config, tokens)
-        return tokens.astype(np.int32)
+        return tokens
 
     @contextlib.contextmanager
     def _alone(self):
@@ -676,7 +670,5 @@ def _draw_of(session: _Session, count: int) -> int:
     return (session.position + count) % 2**32
 
 
-def _check_count(name: str, value):
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ConfigError(f"{name} must be a whole number of 1 or more; got {value!r}")
+def _count(name: str, value) -> int:
+    return as_integer(name, value, 1, error=ConfigError)

@@ -160,7 +160,7 @@ class DeltaBlock(_Shell):
         timestep = self.project("timestep", h_BTD, H).astype(jnp.float32)
         g = -jnp.exp(A_log) * jax.nn.softplus(timestep + dt_bias)
         beta = config.beta_max * jax.nn.sigmoid(self.project("beta", h_BTD, H).astype(jnp.float32))
-        valid = jnp.arange(h_BTD.shape[1]) < span.length_B[:, None]
+        valid = jnp.arange(h_BTD.shape[1], dtype=jnp.int32) < span.length_B[:, None]
         return (jnp.where(valid[..., None], x, 0.0) for x in (g, beta))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sleepnet import cache, storage, strict_json
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.integers import as_integer, as_integers
 from sleepnet.sampling import Sampling
 from sleepnet.sleep_policies import POLICIES, Policy
 from sleepnet.storage import StorageError
@@ -48,6 +49,12 @@ class Mind:
     policy: Policy
     sampling: Sampling
     tokenizer: str | None = None
+
+    def __post_init__(self):
+        """Stores integers of any type as Python's, which a file can hold."""
+        object.__setattr__(self, "tokens", tuple(as_integers("tokens", self.tokens).tolist()))
+        for name in ("position", "sleeps"):
+            object.__setattr__(self, name, as_integer(name, getattr(self, name), 0))
 
     def check(self, config: ModelConfig, *, tokenizer: str | None = None):
         """Whether it can go on.
@@ -157,8 +164,9 @@ def load(
             f"{path} is a mind of other parameters: their fingerprint was {record['params']}, and "
             f"is {params}"
         )
-    mind = _mind_of(path, record, _tree_of(path, config, arrays))
+    tree = _tree_of(path, config, arrays)
     try:
+        mind = _mind_of(path, record, tree)
         mind.check(config, tokenizer=tokenizer)
     except ValueError as error:
         raise StorageError(f"{path}: {error}") from None

@@ -18,6 +18,7 @@ from flax import struct
 
 from sleepnet import cache, model, storage
 from sleepnet.config import ModelConfig, split_pattern
+from sleepnet.integers import as_integer
 from sleepnet.sleep import check_sleep, commit
 from sleepnet.types import DeltaCache, WakeState, WindowCache
 from sleepnet.wake import at_hand
@@ -121,17 +122,13 @@ def continue_sleep(params, nap: Nap, *, tokens: int) -> Nap:
       ValueError: `tokens` out of its range, or a nap that is done.
     """
     config = nap.config
-    whole = hasattr(tokens, "__index__") and not isinstance(tokens, bool)
-    if not whole or not 1 <= tokens <= config.window:
-        raise ValueError(
-            f"tokens must be a whole number in 1..{config.window} (config.window); got {tokens!r}"
-        )
+    tokens = as_integer("tokens", tokens, 1, config.window, note=" (config.window)")
     if nap.done:
         raise ValueError("the nap is done: commit it by `finish_sleep`")
     place = nap.read_tokens % nap.pass_tokens
     part = "core" if nap.read_tokens < nap.core_tokens else "coda"
     rewritten, features_BLD = _slice(
-        params, nap.window, place, config=config, part=part, tokens=int(tokens)
+        params, nap.window, place, config=config, part=part, tokens=tokens
     )
     blocks = {**nap.window.blocks, part: rewritten}
     window = dataclasses.replace(nap.window, blocks=blocks, features_BLD=features_BLD)

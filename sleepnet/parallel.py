@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from sleepnet import cache
 from sleepnet.config import ModelConfig, choices
+from sleepnet.integers import as_integer
 from sleepnet.sleep import at_dusk, check_ingestion, check_sleep, commit, ingest, refine_window
 from sleepnet.sleep import sleep as sleep_on_one
 from sleepnet.sleep import sleep_from_tokens as sleep_from_tokens_on_one
@@ -167,18 +168,14 @@ def _chosen(devices) -> tuple[Any, ...]:
     here = jax.local_devices()
     if devices is None:
         return tuple(here)
-    if not isinstance(devices, int):
-        strangers = [str(device) for device in devices if device not in here]
-        if strangers or not devices:
-            raise ValueError(
-                f"devices must be among jax.local_devices(); got {strangers or 'none'}"
-            )
-        return tuple(devices)
-    if not 1 <= devices <= len(here):
-        raise ValueError(
-            f"this host has {len(here)} {here[0].platform} devices; got devices={devices}"
-        )
-    return tuple(here[:devices])
+    if not np.iterable(devices):
+        note = f" (this host's {here[0].platform} devices) or a list of devices"
+        return tuple(here[: as_integer("devices", devices, 1, len(here), note=note)])
+    chosen = tuple(devices)
+    strangers = [str(device) for device in chosen if device not in here]
+    if strangers or not chosen:
+        raise ValueError(f"devices must be among jax.local_devices(); got {strangers or 'none'}")
+    return chosen
 
 
 @functools.lru_cache(maxsize=64)

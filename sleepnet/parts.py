@@ -1,7 +1,8 @@
 """Parameters of which each device holds a part, made whole where they are used.
 
 In training over a mesh (`sleepnet.sharding`) the leaves of `params` may be a `Part`. The model asks
-for `whole` parameters a block at a time; for plain arrays that is the identity.
+for `whole` parameters a block at a time; for plain arrays that is the identity. Whoever needs whole
+arrays on one device, outside of training, asks `on_one_device` once.
 """
 
 from typing import Any
@@ -39,6 +40,29 @@ def whole(params: Any) -> Any:
         return lax.all_gather(here, leaf.mesh_axis, axis=axis, tiled=True)
 
     return jax.tree.map(gather, params, is_leaf=_is_part)
+
+
+def devices_of(tree: Any) -> set[Any]:
+    """Return the devices that hold the tree's arrays; none for NumPy's."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return set().union(*(array.devices() for array in arrays))
+
+
+def on_one_device(params: Any) -> Any:
+    """Return the tree with every array whole on one device; as it is if they lie on one already.
+
+    Raises:
+      ValueError: arrays that are spread over processes, of which this one holds a part.
+    """
+    devices = devices_of(params)
+    if {device.process_index for device in devices} - {jax.process_index()}:
+        raise ValueError(
+            "the parameters are spread over several processes, and one process needs all of them: "
+            "load them there from a checkpoint, or gather them first"
+        )
+    if len(devices) < 2:
+        return params
+    return jax.device_put(params, min(devices, key=lambda device: device.id))
 
 
 def used_whole(function):

@@ -14,6 +14,7 @@ from flax import struct
 
 from sleepnet import cache, model
 from sleepnet.config import ModelConfig
+from sleepnet.integers import as_integers, as_tuple, to_int32
 from sleepnet.loop import loop
 from sleepnet.sleep import live_window
 from sleepnet.types import Array, FastWeights
@@ -70,7 +71,11 @@ def rollout(
         hold no token or are more than `scored_per_window`. Under jit none of these is noticed; a
         target outside the vocabulary then scores NaN.
     """
-    tokens_BWL, targets_BWL, mask_BWL = map(_as_array, (tokens_BWL, targets_BWL, mask_BWL))
+    tokens_BWL = as_integers("tokens_BWL", tokens_BWL)
+    length_BW = None if length_BW is None else as_integers("length_BW", length_BW)
+    targets_BWL = None if targets_BWL is None else as_integers("targets_BWL", targets_BWL)
+    if mask_BWL is not None and not hasattr(mask_BWL, "dtype"):
+        mask_BWL = np.asarray(mask_BWL)
     B, W, L = _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config)
     if window_passes is None:
         window_passes = (config.passes,) * (W - 1) + (1,)
@@ -81,8 +86,9 @@ def rollout(
         scored_per_window = (L,) * W
     plan = _plan(window_passes, scored_per_window, W, L)
     if length_BW is None:
-        length_BW = np.full((B, W), L, np.int32)
+        length_BW = np.full((B, W), L)
     _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_per_window)
+    tokens_BWL, length_BW, targets_BWL = map(to_int32, (tokens_BWL, length_BW, targets_BWL))
     if reset_BW is None:
         reset_BW = jnp.zeros((B, W), bool)
 
@@ -152,19 +158,12 @@ def _score(params, y_BLD, targets_BL, mask_BL, config, scored):
     return nll_BL, prediction_BL
 
 
-def _as_array(x) -> Any:
-    return x if x is None or hasattr(x, "dtype") else np.asarray(x)
-
-
 def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config):
     shape = np.shape(tokens_BWL)
     if len(shape) != 3 or 0 in shape or shape[2] > config.window:
         raise ValueError(f"tokens must have shape (B, W, 1..{config.window}); got {shape}")
     if (targets_BWL is None) != (mask_BWL is None):
         raise ValueError("targets_BWL and mask_BWL are given together, or neither")
-    for name, x in (("tokens", tokens_BWL), ("targets_BWL", targets_BWL)):
-        if x is not None and not jnp.issubdtype(x.dtype, jnp.integer):
-            raise ValueError(f"{name} must be whole numbers; got {x.dtype}")
     if mask_BWL is not None and mask_BWL.dtype != bool:
         raise ValueError(f"mask_BWL must be bool; got {mask_BWL.dtype}")
     B, W, L = shape
@@ -181,13 +180,8 @@ def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config
 
 def _plan(window_passes, scored_per_window, W, L) -> list[tuple[int, int]]:
     """Passes and scored positions of each window."""
-    whole = all(isinstance(passes, int) and passes >= 1 for passes in window_passes)
-    if len(window_passes) != W or not whole:
-        raise ValueError(f"window_passes must be {W} numbers of 1 or more; got {window_passes}")
-    if len(scored_per_window) != W or not all(0 <= s <= L for s in scored_per_window):
-        raise ValueError(
-            f"scored_per_window must be {W} numbers in 0..{L}; got {scored_per_window}"
-        )
+    window_passes = as_tuple("window_passes", window_passes, W, 1)
+    scored_per_window = as_tuple("scored_per_window", scored_per_window, W, 0, L)
     return list(zip(window_passes, scored_per_window, strict=True))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from sleepnet.config import MAX_SEED, ConfigError
+from sleepnet.integers import as_integer
 from sleepnet.types import Array
 
 _ALL = np.iinfo(np.int32).max
@@ -37,15 +38,15 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        _check(self, "temperature", float, 0.0, _MOST, "0 (the likeliest token) or more")
+        _check_float(self, "temperature", 0.0, _MOST, "0 (the likeliest token) or more")
         if self.top_k is not None:
-            _check(self, "top_k", int, 1, _ALL, "a whole number of 1 or more, or None for all")
-        _check(self, "top_p", float, 0.0, 1.0, "above 0, and at most 1 (all tokens)")
+            _check_int(self, "top_k", 1, _ALL, ", or None for all")
+        _check_float(self, "top_p", 0.0, 1.0, "above 0, and at most 1 (all tokens)")
         if not self.top_p:
             raise ConfigError(
                 "top_p must lie above 0; got 0; for the likeliest token alone set temperature=0"
             )
-        _check(self, "seed", int, 0, MAX_SEED, "a whole number in 0..2**63 - 1")
+        _check_int(self, "seed", 0, MAX_SEED)
 
 
 def as_sampling(value) -> Sampling:
@@ -61,10 +62,7 @@ def stop_ids(stop, vocab_size: int) -> frozenset[int]:
     """Raises ValueError for what is no collection of ids of the vocabulary."""
     if isinstance(stop, str) or not isinstance(stop, Collection):
         raise ValueError(f"stop must be a collection of token ids, such as {{3}}; got {stop!r}")
-    for token in stop:
-        if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
-            raise ValueError(f"stop must be token ids in 0..{vocab_size - 1}; got {token!r}")
-    return frozenset(map(int, stop))
+    return frozenset(as_integer("each id of stop", token, 0, vocab_size - 1) for token in stop)
 
 
 @struct.dataclass
@@ -162,12 +160,16 @@ def _largest(x_Y, weight_Y, enough):
     return (rank_Y > least) | (equal_Y & (before_Y < enough))
 
 
-def _check(sampling: Sampling, name: str, kind: type, low, high, allowed: str):
+def _check_int(sampling: Sampling, name: str, low: int, high: int, note: str = ""):
+    value = as_integer(name, getattr(sampling, name), low, high, note=note, error=ConfigError)
+    object.__setattr__(sampling, name, value)
+
+
+def _check_float(sampling: Sampling, name: str, low, high, allowed: str):
     value = getattr(sampling, name)
-    accepted = numbers.Real if kind is float else numbers.Integral
-    if not isinstance(value, accepted) or isinstance(value, bool) or value != value:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or value != value:
         raise ConfigError(f"{name} must be {allowed}; got {value!r}")
     if not low <= value <= high:
         near = min(max(value, low), high)
         raise ConfigError(f"{name} must be {allowed}; got {value}; the nearest is {near}")
-    object.__setattr__(sampling, name, kind(value))
+    object.__setattr__(sampling, name, float(value))

@@ -21,13 +21,15 @@ import numpy as np
 from sleepnet import cache, mind_file
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.decode import Decoder, longest_piece
+from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
 from sleepnet.model import check_params, nll
+from sleepnet.parts import devices_of
 from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import CONTEXT, Tokenizer, load_tokenizer
 from sleepnet.types import Array, WakeState
-from sleepnet.wake import check_vocabulary
+from sleepnet.wake import as_ids
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -159,7 +161,7 @@ class Session:
         check_params(params, config)
         known = None if tokenizer is None else _as_tokenizer(tokenizer)
         mind.check(config, tokenizer=known.identity if known else None)
-        return cls._of(_Params(params), mind, config, known)
+        return cls._of(_Params(params), _beside(params, mind), config, known)
 
     @classmethod
     def _of(cls, params: "_Params", mind: Mind, config: ModelConfig, tokenizer) -> "Session":
@@ -300,11 +302,8 @@ class Session:
           ValueError: a newborn mind, which expects nothing yet; at once, like bad arguments.
           SessionError: while streaming, logits that are not numbers.
         """
-        whole = hasattr(max_tokens, "__index__") and not isinstance(max_tokens, bool)
-        if max_tokens is not None and (not whole or max_tokens < 0):
-            raise ValueError(
-                f"max_tokens must be 0 or more, or None for no end; got {max_tokens!r}"
-            )
+        if max_tokens is not None:
+            max_tokens = as_integer("max_tokens", max_tokens, 0, note=", or None for no end")
         self._check_expects()
         samplers = stack([as_sampling(sampling or self.sampling)])
         stop = stop_ids(stop, self.config.vocab_size)
@@ -359,13 +358,8 @@ class Session:
           ValueError: a point before the last sleep, which cannot be undone, or in the future.
         """
         _, began, opening_BY, *_ = self._life
-        whole = hasattr(position, "__index__") and not isinstance(position, bool)
-        if not whole or not began <= position <= self.position:
-            near = min(max(position, began), self.position) if whole else None
-            raise ValueError(
-                f"position must lie in {began} (the last sleep)..{self.position} (now); got "
-                f"{position!r}" + ("" if near is None else f"; the nearest is {near}")
-            )
+        note = " (from the last sleep up to now)"
+        position = as_integer("position", position, began, self.position, note=note)
         if position < self.position:
             self._decoder.rewind([position - began], opening_BY=opening_BY)
 
@@ -482,15 +476,7 @@ class Session:
     def _ids(self, tokens) -> np.ndarray:
         if isinstance(tokens, str):
             (tokens,) = self._needs_tokenizer("text").encode([tokens])
-        ids = np.asarray(tokens)
-        if not ids.size:
-            return np.zeros(0, np.int32)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(
-                f"tokens must be text or a list of ids; got {ids.dtype} of shape {ids.shape}"
-            )
-        check_vocabulary(self.config, ids)
-        return ids.astype(np.int32)
+        return as_ids(self.config, tokens)
 
 
 class _Life(NamedTuple):
@@ -553,6 +539,15 @@ class _Params:
     @functools.cached_property
     def fingerprint(self) -> str:
         return mind_file.fingerprint(self.tree)
+
+
+def _beside(params, mind: Mind) -> Mind:
+    """Return the mind with arrays that can meet the parameters, wherever an engine left them."""
+    if devices_of(mind.state) == devices_of(params):
+        return mind
+    names = ("state", "logits_Y", "opening_Y")
+    arrays = jax.device_get({name: getattr(mind, name) for name in names})
+    return dataclasses.replace(mind, **arrays)
 
 
 def _as_tokenizer(tokenizer: str | Tokenizer) -> Tokenizer:

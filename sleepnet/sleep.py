@@ -8,7 +8,6 @@ features once from the fast weights that it committed at the last sleep.
 """
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jax import lax
 
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.integers import as_integer
 from sleepnet.loop import loop
 from sleepnet.types import Carried, FastWeights, Span, WakeState
 from sleepnet.wake import at_hand, check_call, first_pass, unshared
@@ -257,7 +257,7 @@ def _relative_change(before, after):
 
     def norm_B(states):
         squares = [jnp.square(s).sum((0, 2, 3, 4)) for s in jax.tree.leaves(states)]
-        return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+        return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
 
     difference = jax.tree.map(jnp.subtract, after, before)
     return norm_B(difference) / jnp.maximum(norm_B(after), jnp.finfo(jnp.float32).tiny)
@@ -296,8 +296,4 @@ def check_ingestion(config: ModelConfig, state: WakeState, tokens_BT, length_B, 
 
 
 def _check_passes(config, passes):
-    passes = config.passes if passes is None else passes
-    whole = hasattr(passes, "__index__") and not isinstance(passes, bool)
-    if not whole or (passes := operator.index(passes)) < 1:
-        raise ValueError(f"passes must be a whole number of 1 or more; got {passes!r}")
-    return passes
+    return config.passes if passes is None else as_integer("passes", passes, 1)

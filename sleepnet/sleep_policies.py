@@ -11,6 +11,7 @@ import jax
 
 from sleepnet import cache
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.integers import as_integer
 from sleepnet.sleep import at_dusk, end_passes, one_pass, sleep
 from sleepnet.types import WakeState
 
@@ -139,11 +140,8 @@ def _pass_by_pass(policy, params, state, config, elapsed):
 
 
 def _check_count(policy, name: str):
-    value = getattr(policy, name)
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ConfigError(f"{name} must be a whole number of 1 or more; got {value!r}")
-    object.__setattr__(policy, name, int(value))
+    count = as_integer(name, getattr(policy, name), 1, error=ConfigError)
+    object.__setattr__(policy, name, count)
 
 
 def _check_above_zero(policy, name: str):

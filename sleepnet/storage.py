@@ -20,7 +20,7 @@ from sleepnet import strict_json
 LANES = 4  # of 32 bits, of which a digest is made
 # Odd, so that multiplying by them is a bijection, and half of their bits are set.
 _FACTORS = (0x7FEB352D, 0x846CA68B, 0x9E3779B1, 0x85EBCA6B)
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # 8 bytes are two words
 _BLOCK = 1 << 18
 
 
@@ -115,12 +115,16 @@ def digests(tree: Any) -> dict[str, str]:
     device hashes what it holds. Of arrays that are spread over processes, all processes must ask
     at once. One changed word changes the hash for certain, any other change with probability
     at least 1 - 2**-64.
+
+    Raises:
+      StorageError: an array that is neither bool nor of integers or floats of 8 to 64 bits.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     sums = np.zeros((len(leaves), LANES), np.uint32)
     spread = np.zeros((len(leaves), 1), bool)
     pieces = []  # dispatched to all devices before the first is waited for
-    for i, (_, leaf) in enumerate(leaves):
+    for i, (path, leaf) in enumerate(leaves):
+        _check_dtype(path, leaf)
         if isinstance(leaf, jax.Array):
             spread[i] = not leaf.is_fully_addressable
             pieces += [(i, piece) for piece in _hash_shards(leaf)]
@@ -137,8 +141,28 @@ def digests(tree: Any) -> dict[str, str]:
     }
 
 
+def _check_dtype(path, leaf):
+    dtype, bits = _described(leaf).dtype, 0
+    if jnp.issubdtype(dtype, jnp.bool_):
+        bits = 8
+    elif jnp.issubdtype(dtype, jnp.integer):
+        bits = jnp.iinfo(dtype).bits
+    elif jnp.issubdtype(dtype, jnp.floating):
+        bits = jnp.finfo(dtype).bits
+    if bits not in (8, 16, 32, 64):
+        raise StorageError(
+            f"array {jax.tree_util.keystr(path)} of dtype {dtype} has no digest: allowed are bool, "
+            f"and integers and floats of 8 to 64 bits; store it as several of those"
+        )
+
+
+def _described(leaf):
+    """The leaf, or of a Python number its array."""
+    return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+
+
 def _name(leaf) -> str:
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    leaf = _described(leaf)
     return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]:"
 
 
@@ -153,12 +177,14 @@ def _hash_shards(array: jax.Array):
 
 @jax.jit
 def _hash_shard(x, starts, strides):
-    """Of a piece of an array that begins at `starts`; its own words have these strides."""
+    """Of a piece of an array that begins at `starts`; its elements have these strides."""
     words = _words(x)
     index = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(x.ndim):
         places = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) + starts[axis]
         index += places * strides[axis]
+    if words.ndim > x.ndim:
+        index = 2 * index + jax.lax.broadcasted_iota(jnp.uint32, words.shape, x.ndim)
     return _sum_lanes(words, index, range(words.ndim))
 
 
@@ -205,7 +231,8 @@ def _hash_array(array: np.ndarray) -> np.ndarray:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of an array as uint32, of the same shape."""
+    """The bits of an array as uint32, of the same shape; of 8 bytes, the lower word before the
+    higher on an axis behind."""
     if x.dtype == bool:
         return x.astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)

@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.integers import as_integers, to_int32
 from sleepnet.types import Array, Pasts, Span, WakeState
 
 LOGITS = ("all", "last", "none")
@@ -114,12 +115,9 @@ def check_call(config: ModelConfig, state: WakeState, tokens_BT, length_B=None):
 
 def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
     """`check_call` without a look at the state: rows hold `filled_B` tokens."""
-    tokens_BT = unshared(tokens_BT)
-    if np.ndim(tokens_BT) != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
-        raise ValueError(
-            f"tokens must be whole numbers of shape (B, T); got {tokens_BT.dtype} of shape "
-            f"{np.shape(tokens_BT)}"
-        )
+    tokens_BT = as_integers("tokens_BT", tokens_BT)
+    if tokens_BT.ndim != 2:
+        raise ValueError(f"tokens_BT must have shape (B, T); got {tokens_BT.shape}")
     B, T = tokens_BT.shape
     if B != filled_B.shape[0]:
         raise ValueError(f"the state has {filled_B.shape[0]} rows and tokens_BT has {B}")
@@ -128,19 +126,18 @@ def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
             f"a call takes 1 to {config.window} tokens (config.window); got {T}: "
             f"split them and sleep at each boundary"
         )
-    if length_B is not None and np.shape(length_B) != (B,):
-        raise ValueError(f"length_B must have shape ({B},); got {np.shape(length_B)}")
-    length_B = np.full((B,), T, np.int32) if length_B is None else unshared(length_B)
+    length_B = np.full((B,), T) if length_B is None else as_integers("length_B", length_B)
+    if length_B.shape != (B,):
+        raise ValueError(f"length_B must have shape ({B},); got {length_B.shape}")
     _check_values(config, filled_B, tokens_BT, length_B)
-    return tokens_BT, length_B
+    return to_int32(tokens_BT), to_int32(length_B)
 
 
 def _check_values(config, filled_B, tokens_BT, length_B):
     if not all(map(at_hand, (filled_B, tokens_BT, length_B))):
         return
-    B, T = tokens_BT.shape
-    filled_B, tokens_BT = np.asarray(filled_B), np.asarray(tokens_BT)
-    length_B = np.broadcast_to(length_B, (B,))
+    T = tokens_BT.shape[1]
+    filled_B, tokens_BT, length_B = map(np.asarray, (filled_B, tokens_BT, length_B))
     for row in np.flatnonzero((length_B < 0) | (length_B > T)):
         raise ValueError(f"length_B must lie in 0..{T}; got {length_B[row]} in row {row}")
     for row in np.flatnonzero(filled_B + length_B > config.window):
@@ -149,6 +146,19 @@ def _check_values(config, filled_B, tokens_BT, length_B):
             f"{length_B[row]} more: feed it {config.window - filled_B[row]}, then sleep"
         )
     check_vocabulary(config, tokens_BT, np.arange(T) < length_B[:, None])
+
+
+def as_ids(config: ModelConfig, tokens) -> np.ndarray:
+    """Return the token ids of one row as int32.
+
+    Raises:
+      ValueError: not a list of integers, or an id outside the vocabulary.
+    """
+    ids = np.asarray(as_integers("tokens", tokens))
+    if ids.ndim != 1:
+        raise ValueError(f"tokens must be a list of ids; got {ids.dtype} of shape {ids.shape}")
+    check_vocabulary(config, ids)
+    return to_int32(ids)
 
 
 def check_vocabulary(

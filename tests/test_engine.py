@@ -15,6 +15,7 @@ import waiting
 import sleepnet
 from sleepnet import engine as engine_module
 from sleepnet import nap as nap_module
+from sleepnet import sharding
 from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.engine import (
@@ -29,6 +30,7 @@ from sleepnet.engine import (
     Limits,
 )
 from sleepnet.mind_file import Mind
+from sleepnet.parts import devices_of
 from sleepnet.sampling import Sampling, sample, stack
 
 CONFIG = sleepnet.ModelConfig(
@@ -545,7 +547,7 @@ def test_a_program_that_fails_ends_those_it_was_for(small, monkeypatch, program,
         ([3, 16], {}, r"token id 16 at place 1 .* ids lie in 0\.\.15"),
         ([], {}, r"1 to 30 tokens \(limits.prompt\); got 0"),
         (list(range(16)) * 2, {}, r"1 to 30 tokens \(limits.prompt\); got 32"),
-        ([1.5], {}, "whole numbers"),
+        ([1.5], {}, "integers"),
         ([1], {"max_new_tokens": 41}, r"in 0\.\.40; got 41"),
         ([1], {"max_new_tokens": True}, r"in 0\.\.40; got True"),
         ([1], {"sampling": {"temperature": 0}}, r"must be a Sampling, .*got {'temperature': 0}"),
@@ -581,6 +583,33 @@ def test_an_engine_holds_the_parameters_that_a_session_holds(no_garbage):
     engine = Engine(params, config=CONFIG, slots=1)
     assert sum(x.nbytes for x in jax.live_arrays()) - before < size / 2
     assert not (engine.busy or session.position)
+
+
+def test_sizes_and_ids_may_be_integers_of_any_type(engine, params):
+    """The same engine, and the same session, as of Python's."""
+    typed = Engine(
+        params, config=CONFIG, slots=np.int64(SLOTS), passes=np.uint8(CONFIG.passes),
+        work=np.int16(SLOTS * CONFIG.passes), group=jnp.int32(1),
+        limits=Limits(waiting=np.int64(5), prompt=np.uint8(200), new_tokens=jnp.int32(9)),
+    )  # fmt: skip
+    tokens = prompt(22, CONFIG.window + 1)
+    drawn, ended = alone(
+        typed, jnp.asarray(tokens, jnp.uint8), max_new_tokens=np.int16(9), stop=[np.uint8(15)]
+    )
+    of_engine, also = alone(engine, tokens, max_new_tokens=9, stop=[15])
+    assert drawn == of_engine and ended[1:] == also[1:]
+
+
+def test_parameters_that_are_split_over_devices_are_gathered_on_one(engine, params):
+    """As a run with mesh.fsdp leaves them: the same tokens as from whole ones."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    split = jax.device_put(params, sharding.of_state(mesh, params))
+    assert not split["embedding"].is_fully_replicated
+    of_split = Engine(split, config=CONFIG, slots=SLOTS)
+    plan = (prompt(21, 2 * CONFIG.window), dict(max_new_tokens=9, keep=True))
+    drawn, ended = alone(of_split, plan[0], **plan[1])
+    assert drawn == alone(engine, plan[0], **plan[1])[0]
+    assert len(devices_of(ended.mind.state)) == 1
 
 
 def test_parameters_of_another_config_are_refused(params):

@@ -218,7 +218,7 @@ def test_the_kernel_for_one_device_is_left_aside_with_a_word(caplog):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (dict(devices=9), "this host has 8 cpu devices; got devices=9"),
+        (dict(devices=9), "devices must be an integer in 1..8 .*; got 9; the nearest is 8"),
         (dict(devices=0), "this host has 8 cpu devices; got devices=0"),
         (dict(devices=[]), "among jax.local_devices"),
         (dict(axis="windows"), "allowed: window, sessions; the nearest is 'window'"),

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import assert_agree
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from sleepnet.parts import Part, used_whole
+from sleepnet.parts import Part, on_one_device, used_whole
 
 DEVICES = 2
 
@@ -69,3 +69,14 @@ def test_plain_parameters_are_left_alone(arguments):
         str(jax.make_jaxpr(jax.grad(network(f)))(params, x)) for f in (layer, used_whole(layer))
     )
     assert plain == wrapped
+
+
+def test_split_parameters_come_whole_onto_one_device(arguments):
+    """And those that are on one already stay the same arrays."""
+    (matrix, *_), _ = arguments
+    mesh = jax.make_mesh((DEVICES,), ("fsdp",), (jax.sharding.AxisType.Auto,))
+    split = jax.device_put(matrix, NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+    whole = on_one_device({"split": split, "numpy": matrix})
+    assert whole["split"].devices() == {jax.devices()[0]}
+    np.testing.assert_array_equal(whole["split"], matrix)
+    assert on_one_device(whole)["split"] is whole["split"]

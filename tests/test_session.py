@@ -179,11 +179,11 @@ def test_only_the_present_window_can_be_rewound():
     for position, near in ((L - 1, L), (L + 5, L + 4)):
         with pytest.raises(
             ValueError,
-            match=rf"{L} \(the last sleep\)..{L + 4} \(now\); got {position}; .* {near}$",
+            match=rf"in {L}\.\.{L + 4} \(from the last .* now\); got {position}; .* {near}$",
         ):
             one.rewind(position)
     for wrong in (6.5, "0", None, True):
-        with pytest.raises(ValueError, match=f"position must lie in .*; got {wrong!r}$"):
+        with pytest.raises(ValueError, match=f"position must be an integer in .*; got {wrong!r}"):
             one.rewind(wrong)  # pyright: ignore[reportArgumentType]
     assert_identical(everything(one), before)
     newborn = session()
@@ -264,7 +264,7 @@ def test_bad_input_is_named_and_changes_nothing():
     for wrong, complaint in (
         ([1, 2, Y], rf"token id {Y} at place 2 .* ids lie in 0\.\.{Y - 1}"),
         (np.array([3, -1]), "token id -1 at place 1"),
-        ([1.0], "tokens must be text or a list of ids; got float64"),
+        ([1.0], "tokens must be integers; got float64"),
         ([[1]], r"got int64 of shape \(1, 1\)"),
         ("text", "text needs a tokenizer: make the session with tokenizer='bytes'"),
     ):
@@ -279,11 +279,11 @@ def test_bad_input_is_named_and_changes_nothing():
     ):
         with pytest.raises(ValueError, match=r"must be a Sampling, such as .*; got (\{|0\.7)"):
             call()
-    with pytest.raises(ValueError, match=rf"stop must be token ids in 0\.\.{Y - 1}; got {Y}"):
+    with pytest.raises(ValueError, match=rf"each id of stop must be .* 0\.\.{Y - 1}; got {Y}"):
         one.generate(5, stop=[Y])
-    with pytest.raises(ValueError, match=r"max_tokens must be 0 or more, or None .*; got -1"):
+    with pytest.raises(ValueError, match=r"max_tokens must be .* 0 or more, or None .*; got -1"):
         one.generate(-1)
-    with pytest.raises(ConfigError, match="passes must be a whole number of 1 or more; got 0"):
+    with pytest.raises(ConfigError, match="passes must be an integer of 1 or more; got 0"):
         one.nap(passes=0)
     with pytest.raises(ValueError, match="generate_text needs a tokenizer"):
         one.generate_text()
@@ -579,3 +579,13 @@ def test_a_million_tokens_leave_nothing_behind():
     arrays, states, resident_mib = zip(*found.values(), strict=True)
     assert len(set(states)) == len(set(arrays)) == 1, found
     assert resident_mib[-1] - resident_mib[-2] < 16, found
+
+
+def test_a_mind_goes_on_where_its_parameters_lie():
+    """Wherever it has lived before, such as on the device of an engine."""
+    mind, here, there = older().mind, *jax.devices()[:2]
+    mind = dataclasses.replace(mind, state=jax.device_put(mind.state, there))
+    params = jax.device_put(minds.params(CONFIG), here)
+    moved = Session.from_mind(params, mind, config=CONFIG)
+    assert {device for x in jax.tree.leaves(moved.state) for device in x.devices()} == {here}
+    assert_identical(everything(moved), everything(older()))

@@ -114,7 +114,7 @@ def test_a_budget_is_kept_by_the_clock():
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: FixedPasses(0), "passes must be a whole number of 1 or more; got 0"),
+        (lambda: FixedPasses(0), "passes must be an integer of 1 or more; got 0"),
         (lambda: FixedPasses(2.0), "passes must be .*; got 2.0"),
         (lambda: UntilStill(change=0), "change must be a number above 0; got 0"),
         (lambda: UntilStill(at_most=-1), "at_most must be .* got -1"),

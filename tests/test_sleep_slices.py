@@ -173,7 +173,7 @@ def test_a_nap_reads_no_further_than_its_longest_row():
 def test_slices_that_cannot_be_are_refused(tokens):
     """With the range that is allowed."""
     nap = sleepnet.begin_sleep(ragged_evening(TINY), config=TINY)
-    with pytest.raises(ValueError, match=rf"a whole number in 1..{L} .*; got {tokens}"):
+    with pytest.raises(ValueError, match=rf"an integer in 1..{L} .*; got {tokens}"):
         sleepnet.continue_sleep(params(TINY), nap, tokens=tokens)
 
 

@@ -56,12 +56,44 @@ def test_a_digest_is_its_definition_on_numpy_and_on_jax(dtype):
         assert storage.digests(jnp.asarray(array)) == {"": digest}
 
 
-def test_a_digest_of_64_bit_numpy_arrays_has_every_bit():
-    array = np.arange(6, dtype=np.int64).reshape(2, 3)
-    (digest,) = storage.digests(array).values()
-    assert digest == "int64[2,3]:" + by_the_definition(array)
-    array[1, 2] ^= 1 << 62
-    assert storage.digests(array) != {"": digest}
+def test_digests_of_stored_arrays_stay_what_they_were():
+    """Checkpoints and saved minds carry them."""
+    assert storage.digests(np.arange(6, dtype=np.float32).reshape(2, 3)) == {
+        "": "float32[2,3]:465677a14c30901a89a0b22d6773a8f4"
+    }
+    assert storage.digests(np.arange(6).astype(ml_dtypes.bfloat16)) == {
+        "": "bfloat16[6]:848a95f6f46010517c991f7e4cb614e9"
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64], ids=lambda d: d.__name__)
+def test_a_digest_of_64_bits_is_one_on_numpy_and_on_jax(dtype):
+    """Of both words of every element, wherever they lie."""
+    for shape in [(), (0, 4), (8, 3)] if dtype == np.float64 else [(8, 3)]:
+        words = np.random.default_rng(0).integers(0, 2**63, shape, np.uint64)
+        array = np.asarray(words).view(dtype)
+        name = f"{np.dtype(dtype).name}[{','.join(map(str, shape))}]:"
+        digest = {"": name + by_the_definition(array)}
+        assert storage.digests(array) == digest
+        with jax.enable_x64(True):
+            assert storage.digests(jnp.asarray(array)) == digest
+    with jax.enable_x64(True):
+        mesh = jax.make_mesh((4, 2), ("a", "b"))
+        spread = jax.device_put(array, NamedSharding(mesh, PartitionSpec(("b", "a"))))
+        assert spread.dtype == dtype and storage.digests(spread) == digest
+    array.view(np.uint64)[7, 2] ^= np.uint64(1 << 62)
+    assert storage.digests(array) != digest
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(3, np.complex64), np.zeros(3, ml_dtypes.int4), np.array(["a"]), np.array([None]),
+     jnp.zeros(3, jnp.complex64), jax.random.key(0)],
+    ids=lambda array: str(array.dtype),
+)  # fmt: skip
+def test_an_array_without_a_digest_is_named(array):
+    with pytest.raises(storage.StorageError, match=r"array \['x'\] of dtype .* allowed are bool"):
+        storage.digests({"fine": np.zeros(2), "x": array})
 
 
 @pytest.mark.parametrize("spec", [(), ("b", "a"), (("a", "b"),), (None, "b")], ids=str)

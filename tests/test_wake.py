@@ -256,7 +256,7 @@ def test_reading_costs_the_same_at_any_age(config):
 
 TOKENS = np.zeros((B, 2), np.int32)
 BAD_CALLS = {
-    "floats": (dict(tokens=TOKENS + 0.5), r"whole numbers.*float"),
+    "floats": (dict(tokens=TOKENS + 0.5), r"integers; got float"),
     "one axis": (dict(tokens=TOKENS[0]), r"shape \(B, T\).*\(2,\)"),
     "rows": (dict(tokens=TOKENS[:2]), r"3 rows.* 2"),
     "no tokens": (dict(tokens=TOKENS[:, :0]), r"1 to 6 tokens.*got 0"),

@@ -9,6 +9,7 @@ from sleepnet import tasks
 from sleepnet.config import ConfigError, ExperimentConfig
 from sleepnet.evaluation import scoring
 from sleepnet.evaluation.intervals import wilson
+from sleepnet.integers import as_integer
 from sleepnet.tasks import QuestionTask
 from sleepnet.training.step import score
 
@@ -69,6 +70,7 @@ def evaluate(
       ConfigError: no example asks one of the depths; more examples are needed.
       ValueError: an unknown split, or a task without questions.
     """
+    passes = as_integer("passes", passes, 1)
     task = tasks.make(config.task)
     if not isinstance(task, QuestionTask):
         raise ValueError(f"only questions have answers by depth; got {config.task.name}")

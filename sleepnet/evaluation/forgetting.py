@@ -8,6 +8,7 @@ from sleepnet import storage
 from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
 from sleepnet.evaluation import record
 from sleepnet.evaluation.accuracy import DepthResult, evaluate
+from sleepnet.integers import as_integer
 
 FILE = "forgetting.json"
 _FEWEST_EXAMPLES = 16
@@ -84,6 +85,7 @@ def at_distance(config: ExperimentConfig, distance: int, tokens: int) -> Experim
     """The config whose facts all lie `distance` pages before the questions."""
     task, model = config.task, config.model
     assert isinstance(task, FactsConfig)
+    distance, tokens = as_integer("distance", distance, 1), as_integer("tokens", tokens, 1)
     stream = (distance + 1) * task.page
     scores = 0
     if task.window == task.tokens:

@@ -9,6 +9,7 @@ from sleepnet import tasks
 from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation.accuracy import compiled_score
 from sleepnet.evaluation.intervals import ratio
+from sleepnet.integers import as_integer
 from sleepnet.tasks import Text
 
 
@@ -61,6 +62,7 @@ def evaluate_text(
     Raises:
       ValueError: an unknown split, or a task that is not of text.
     """
+    passes = as_integer("passes", passes, 1)
     task = tasks.make(config.task)
     if not isinstance(task, Text):
         raise ValueError(f"only text has a likelihood by window; got {config.task.name}")

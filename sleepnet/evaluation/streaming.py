@@ -11,6 +11,7 @@ from sleepnet import tasks
 from sleepnet.cache import init_state, select_states
 from sleepnet.config import ExperimentConfig, ModelConfig
 from sleepnet.evaluation.accuracy import compiled_score
+from sleepnet.integers import as_integer
 from sleepnet.model import nll
 from sleepnet.sleep import sleep
 from sleepnet.tasks import Example
@@ -86,7 +87,7 @@ def agreement(params, config: ExperimentConfig, passes: int | None = None) -> Ag
     Raises:
       ValueError: `streaming_examples` is 0.
     """
-    passes = config.model.passes if passes is None else passes
+    passes = config.model.passes if passes is None else as_integer("passes", passes, 1)
     task = tasks.make(config.task)
     examples = task.num_distinct("test", config.evaluation.streaming_examples)
     (batch,) = tasks.batches(task, "test", examples, num_batches=1)

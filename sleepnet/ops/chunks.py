@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.config import RULES, choices
+from sleepnet.config import RULES, as_chunk, choices
+from sleepnet.integers import as_integer
 from sleepnet.ops.exact import einsum
 from sleepnet.ops.triangular import unit_lower_inverse
 
@@ -20,6 +21,16 @@ GROUP_HEADS = {"cpu": 8}
 OTHER_CHUNK_TOKENS, OTHER_GROUP_HEADS = 64, 2048
 # exp of a log decay below it is 0 in float32.
 NO_TRACE = -128.0
+
+
+def chunk_for(T: int, chunk: int | None) -> int:
+    """Return the tokens per chunk that were asked for, or by default `chunk_size(T)`."""
+    return chunk_size(T) if chunk is None else as_chunk(chunk)
+
+
+def group_for(heads: int, length: int, group: int | None) -> int:
+    """Return the chunks per group that were asked for, or by default `group_size`."""
+    return group_size(heads, length) if group is None else as_integer("group", group, 1)
 
 
 def chunk_size(T: int, platform: str | None = None) -> int:

@@ -52,7 +52,7 @@ def over_devices(
     inputs = chunks.prepare(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule)
     state = chunks.initial(*inputs[1:3], state_BHKV)
     T = v_BTHV.shape[1]
-    ready = _prepare(inputs, chunk or chunks.chunk_size(T), rule)
+    ready = _prepare(inputs, chunks.chunk_for(T, chunk), rule)
     before, last = _exchange(_fold(ready), state, axis_name)
 
     @jax.checkpoint

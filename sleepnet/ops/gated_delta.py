@@ -92,8 +92,8 @@ def chunked(
     (B, T, H, V), Hk = v_BTHV.shape, k_BTHK.shape[2]
     if not rule.startswith("gated"):
         g_BTH = jnp.zeros_like(g_BTH)
-    chunk = chunk or chunks.chunk_size(T)
-    group = group or chunks.group_size(B * H, -(-T // chunk))
+    chunk = chunks.chunk_for(T, chunk)
+    group = chunks.group_for(B * H, -(-T // chunk), group)
     inputs = Inputs(q_BTHK, k_BTHK, v_BTHV, jnp.maximum(g_BTH, chunks.NO_TRACE), beta_BTH)
     inputs = jax.tree.map(lambda x: chunks.pad(x, chunk * group), inputs)
     state_BhKgV = jnp.swapaxes(state.reshape(B, Hk, H // Hk, -1, V), 2, 3)
@@ -111,8 +111,10 @@ def summarize(k_BTHK, v_BTHV, g_BTH, beta_BTH, *, rule="gated_delta", chunk=None
       (M2 M1, M2 R1 + R2); see `compose`.
     """
     _, k, v, g, beta = chunks.prepare(k_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule)
-    size = chunk or chunks.chunk_size(v.shape[1])
-    identity = jnp.broadcast_to(jnp.eye(k.shape[-1]), chunks.initial(k, k, None).shape)
+    size = chunks.chunk_for(v.shape[1], chunk)
+    identity = jnp.broadcast_to(
+        jnp.eye(k.shape[-1], dtype=jnp.float32), chunks.initial(k, k, None).shape
+    )
     k, v, g, beta = (chunks.to_chunks(x, size) for x in (k, v, g, beta))
     total = chunks.running_sum(g)
     solved = chunks.solved(k, beta, chunks.decay(total), rule)

@@ -21,7 +21,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from sleepnet.config import KERNEL_CHUNKS, check_kernel_chunk, choices
+from sleepnet.config import KERNEL_CHUNKS, as_kernel_chunk, choices
+from sleepnet.integers import as_integer
 from sleepnet.ops import chunks, gated_delta
 from sleepnet.ops.exact import einsum
 
@@ -59,22 +60,21 @@ def chunked(
       ValueError: shapes that do not fit, a dtype that is none of `DTYPES`, another chunk; and,
         when lowered for anything but a TPU, the platform.
     """
-    _check(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule, chunk)
+    _check(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, rule)
     state = chunks.initial(k_BTHK, v_BTHV, state_BHKV)
     fitting = [size for size in KERNEL_CHUNKS if size >= v_BTHV.shape[1]]
-    size = chunk or min([*fitting, CHUNK])
+    size = min([*fitting, CHUNK]) if chunk is None else as_kernel_chunk(chunk)
+    group = None if group is None else as_integer("group", group, 1)
     kind = _detached if detached else _with_gradient
     form = functools.partial(kind, rule, size, group, interpret)
     return form(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state)
 
 
-def _check(q, k, v, g, beta, rule, chunk):
+def _check(q, k, v, g, beta, rule):
     chunks.check_inputs(q, k, v, g, beta, rule)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype.name not in DTYPES:
             raise ValueError(choices(f"dtype of {name}", x.dtype.name, DTYPES))
-    if chunk is not None:
-        check_kernel_chunk(chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))

@@ -29,7 +29,7 @@ def full(x_BTC, kernel_WC, tail_BWC, length_B, *, axis_name=None):
         before_BWC = _from_the_left(x_BTC, before_BWC, axis_name)
     padded = jnp.concatenate([before_BWC, x_BTC], axis=1)
     y = sum(padded[:, i : i + T] * kernel_WC[i] for i in range(width))
-    last = length_B[:, None] + jnp.arange(width - 1)
+    last = length_B[:, None] + jnp.arange(width - 1, dtype=jnp.int32)
     tail = jnp.take_along_axis(padded, last[:, :, None], axis=1)
     if axis_name is not None:
         tail = _of_the_last(tail, length_B, axis_name)

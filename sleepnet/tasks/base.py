@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sleepnet.config import TaskConfig
+from sleepnet.integers import as_integer
 from sleepnet.tasks.layout import Content, Example, Layout
-from sleepnet.tasks.splits import check_split
+from sleepnet.tasks.splits import as_index, check_split
 
 
 class Floor(NamedTuple):
@@ -89,8 +90,7 @@ class Task(abc.ABC):
         """
 
     def _check_token(self, token: int):
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token {token} lies outside 0..{self.vocab_size - 1}")
+        as_integer("token", token, 0, self.vocab_size - 1)
 
 
 class QuestionTask(Task):
@@ -117,16 +117,17 @@ class QuestionTask(Task):
 
     def window_passes(self, passes: int) -> tuple[int, ...]:
         """The model sleeps on the context; where loss is read, it does not."""
+        passes = as_integer("passes", passes, 1)
         questions = self.num_windows - self.num_context_windows
         return (passes,) * self.num_context_windows + (1,) * questions
 
     def example(self, split: str, index: int) -> Example:
         """See `Task.example`."""
-        return self.layout.batch([self._content(split, index)]).row(0)
+        return self.examples(split, [index]).row(0)
 
     def examples(self, split: str, indices: Sequence[int]) -> Example:
         """See `Task.examples`."""
-        return self.layout.batch([self._content(split, index) for index in indices])
+        return self.layout.batch([self._content(split, as_index(index)) for index in indices])
 
     @abc.abstractmethod
     def _content(self, split: str, index: int) -> Content:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from sleepnet.integers import as_integer
 from sleepnet.tasks.base import Task
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.splits import check_split
@@ -69,18 +70,15 @@ def batches(
         `Task.example` and `check_batch` raise.
     """
     check_split(split)
-    for name, value, low in (
-        ("batch_size", batch_size, 1),
-        ("num_batches", num_batches, 0),
-        ("first_batch", first_batch, 0),
-    ):
-        if value < low:
-            raise ValueError(f"{name} must be {low} or more; got {value}")
-
-    if rows is None:
-        rows = range(batch_size)
-    if not rows or min(rows) < 0 or max(rows) >= batch_size:
-        raise ValueError(f"rows must be some of 0..{batch_size - 1}; got {rows}")
+    batch_size = as_integer("batch_size", batch_size, 1)
+    num_batches = as_integer("num_batches", num_batches, 0)
+    first_batch = as_integer("first_batch", first_batch, 0)
+    num_threads = as_integer("num_threads", num_threads, 0)
+    prefetch = as_integer("prefetch", prefetch, 0)
+    rows = range(batch_size) if rows is None else rows
+    if not len(rows):
+        raise ValueError(f"rows must be some of 0..{batch_size - 1}; got none")
+    rows = [as_integer("each of rows", row, 0, batch_size - 1) for row in rows]
 
     def checked(batch: Example) -> Example:
         check_batch(batch, task.vocab_size)

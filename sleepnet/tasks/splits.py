@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
+from sleepnet.integers import as_integer
+
 SPLITS = ("train", "test")
 
 _Thing = TypeVar("_Thing")
@@ -20,14 +22,17 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
       ValueError: an unknown split or a negative index.
     """
     check_split(split)
-    if index < 0:
-        raise ValueError(f"the index of an example must be 0 or more; got {index}")
     # Philox counts upwards in the first word, so no example can run into the next one's numbers.
-    counter = np.array([0, 0, 0, index], np.uint64)
+    counter = np.array([0, 0, 0, as_index(index)], np.uint64)
     key = _PhiloxKey(seed, SPLITS.index(split))
     # NumPy's stubs do not know that a bit generator takes any ISeedSequence.
     philox = np.random.Philox(key, counter=counter)  # pyright: ignore[reportArgumentType]
     return np.random.Generator(philox)
+
+
+def as_index(index) -> int:
+    """Return the index of an example as a Python int; raise ValueError for what is not one."""
+    return as_integer("the index of an example", index, 0, 2**64 - 1)
 
 
 def check_split(split: str):

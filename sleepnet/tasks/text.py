@@ -7,11 +7,12 @@ import pathlib
 import numpy as np
 
 from sleepnet.config import ConfigError, TextConfig, contents
+from sleepnet.integers import as_integer
 from sleepnet.tasks.base import Task
 from sleepnet.tasks.corpus import Corpus, check_held_out, open_corpus
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.packing import Packing, Piece
-from sleepnet.tasks.splits import SPLITS, check_split
+from sleepnet.tasks.splits import SPLITS, as_index, check_split
 from sleepnet.tokenizer import BYTES, task_tokenizer
 
 
@@ -68,6 +69,7 @@ class Text(Task):
 
     def window_passes(self, passes: int) -> tuple[int, ...]:
         """Every window sleeps but the last, behind which nothing is read."""
+        passes = as_integer("passes", passes, 1)
         return (passes,) * (self.config.windows - 1) + (1,)
 
     @property
@@ -100,9 +102,7 @@ class Text(Task):
 
     def example(self, split: str, index: int) -> Example:
         """See `Task.example`."""
-        if index < 0:
-            raise ValueError(f"the index of an example must be 0 or more; got {index}")
-        pieces = self.packing(split).row(index)
+        pieces = self.packing(split).row(as_index(index))
         return _example(self._corpora[split], pieces, self.config, self._end)
 
     def token_name(self, token: int) -> str:

@@ -118,7 +118,7 @@ def _gradient_of_batch(model, training, window_passes, scored_per_window, *, mes
             window_passes=window_passes, scored_per_window=scored_per_window,
         )  # fmt: skip
         right = (seen.prediction_BWL == rows.targets_WL) & rows.mask_WL
-        return jnp.sum(seen.nll_BWL) / scored, jnp.sum(right) / scored
+        return jnp.sum(seen.nll_BWL) / scored, jnp.sum(right, dtype=jnp.int32) / scored
 
     if mesh is not None and mesh.size > 1:
         share_of_loss = sharding.over_rows(

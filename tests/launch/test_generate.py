@@ -200,7 +200,7 @@ def test_what_is_wrong_is_told_in_a_line(of_text, of_numbers, tmp_path):
     (tmp_path / "poem").write_text("a poem\n")
     for workdir, arguments, complaint in (
         (of_text, ["--top_p=2"], "top_p must be above 0, and at most 1 (all tokens); got 2"),
-        (of_text, ["--passes=0"], "passes must be a whole number of 1 or more; got 0"),
+        (of_text, ["--passes=0"], "passes must be an integer of 1 or more; got 0"),
         (of_text, ["--passes=2", "--sleep_seconds=1"], "give one of --passes and --sleep_seconds"),
         (of_text, ["--prompt=a", "--prompt_file=b"], "two prompts"),
         (of_text, ["--prompt_file=nowhere"], "--prompt_file=nowhere cannot be read"),

@@ -69,9 +69,9 @@ def test_an_iterator_may_be_dropped_early(task):
     ("change", "match"),
     [
         ({"split": "dev"}, r"'dev'.*'train', 'test'"),
-        ({"batch_size": 0}, "batch_size must be 1 or more; got 0"),
-        ({"num_batches": -1}, "num_batches must be 0 or more; got -1"),
-        ({"first_batch": -2}, "first_batch must be 0 or more; got -2"),
+        ({"batch_size": 0}, "batch_size must be an integer of 1 or more; got 0"),
+        ({"num_batches": -1}, "num_batches must be an integer of 0 or more; got -1"),
+        ({"first_batch": -2}, "first_batch must be an integer of 0 or more; got -2"),
     ],
 )
 def test_impossible_arguments_are_refused_at_once(task, change, match):
