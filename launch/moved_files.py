@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from launch import cli
 from sleepnet.config import ConfigError, ExperimentConfig, TextConfig
 from sleepnet.tokenizer import BYTES
 
@@ -20,12 +21,14 @@ _HELP = {
 
 def define(*fields: str) -> dict[str, flags.FlagHolder[Any]]:
     """Define flags for some of "tokenizer", "train_files" and "test_files"."""
-    return {
-        field: (flags.DEFINE_string if field == "tokenizer" else flags.DEFINE_multi_string)(
-            field, None, _HELP[field]
-        )
-        for field in fields
-    }
+    return {field: _define(field) for field in fields}
+
+
+def _define(field: str) -> flags.FlagHolder[Any]:
+    if field == "tokenizer":
+        return cli.define_path(field, None, _HELP[field])
+    parser, serializer = cli.PathParser(), flags.ArgumentSerializer()
+    return flags.DEFINE_multi(parser, serializer, field, None, _HELP[field])
 
 
 def apply(config: ExperimentConfig, given: Mapping[str, flags.FlagHolder[Any]]) -> ExperimentConfig:
@@ -34,7 +37,11 @@ def apply(config: ExperimentConfig, given: Mapping[str, flags.FlagHolder[Any]]) 
     Raises:
       ConfigError: files that are not there, and no flag says where; flags for a run without files.
     """
-    chosen = {field: flag.value for field, flag in given.items() if flag.value is not None}
+    chosen = {
+        field: str(flag.value) if field == "tokenizer" else tuple(map(str, flag.value))
+        for field, flag in given.items()
+        if flag.value is not None
+    }
     task = config.task
     if not isinstance(task, TextConfig):
         for field in chosen:

@@ -1,6 +1,7 @@
 """Flags that say where the files of a run are now."""
 
 import dataclasses
+import pathlib
 import types
 
 import corpora
@@ -17,7 +18,9 @@ def on(task):
 
 def given(**values):
     """As flags are that were parsed."""
-    return {field: types.SimpleNamespace(value=value) for field, value in values.items()}
+    paths = {"tokenizer": pathlib.Path, "test_files": lambda each: [*map(pathlib.Path, each)]}
+    read = {field: value and paths[field](value) for field, value in values.items()}
+    return {field: types.SimpleNamespace(value=value) for field, value in read.items()}
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def config(tmp_path):
 
 
 def test_files_that_are_there_need_no_flag(config):
-    none = given(tokenizer=None, train_files=None, test_files=None)
+    none = given(tokenizer=None, test_files=None)
     assert moved_files.apply(config, none) == config
 
 

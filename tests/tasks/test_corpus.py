@@ -80,15 +80,15 @@ def test_one_file_of_tokens_may_be_written_twice_at_once(tmp_path):
         records.write_tokens(path, documents, tokenizer="t", dtype=np.dtype(np.uint8))
 
     def disturbed(then):
-        yield np.full(9000, 1, np.uint8), 0
-        write([(np.full(20_000, 2, np.uint8), 0)])
-        yield np.full(9000, then, np.uint8), 0
+        yield records.Document(np.full(9000, 1, np.uint8), 0)
+        write([records.Document(np.full(20_000, 2, np.uint8), 0)])
+        yield records.Document(np.full(9000, then, np.uint8), 0)
 
     write(disturbed(3))
     read = records.TokenFile(path).read(0, 18_000)
     np.testing.assert_array_equal(read, np.repeat([1, 3], 9000))
     with pytest.raises(ZeroDivisionError):
-        write((np.zeros(9000 // size, np.uint8), 0) for size in (1, 0))
+        write(records.Document(np.zeros(9000 // size, np.uint8), 0) for size in (1, 0))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
