@@ -136,6 +136,23 @@ def logits(params, y_BTD, *, config: ModelConfig):
     return apply({key: params[key] for key in ("final_norm", name)}, y_BTD)
 
 
+def nll(logits, targets):
+    """Compute -log p(target) in nats, float32.
+
+    Args:
+      logits: float32 (..., Y).
+      targets: int token ids (...).
+
+    Returns:
+      (...), NaN where a target lies outside the vocabulary.
+    """
+    targets = targets.astype(jnp.int32)
+    # A negative index would count from the end.
+    targets = jnp.where(targets < 0, logits.shape[-1], targets)
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(log_p, targets[..., None], axis=-1, mode="fill")[..., 0]
+
+
 def empty_past(
     config: ModelConfig, batch_size: int, part: str, segments: tuple[int, ...]
 ) -> tuple[Any, ...]:

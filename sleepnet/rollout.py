@@ -52,8 +52,9 @@ def rollout(
       params: from `init_params`; differentiate with respect to them outside.
       tokens_BWL: int token ids, a prefix of each window valid.
       length_BW: int32, valid tokens of each window; all by default.
-      targets_BWL: int32, the token to predict *at* each scored position: never shifted here.
-      mask_BWL: bool, the scored positions; none by default.
+      targets_BWL: int, the token to predict *at* each scored position: never shifted here. Other
+        positions may hold any number.
+      mask_BWL: bool, the scored positions, all among the valid; none by default.
       config: static. Gradients run through the last `gradient_passes` passes of a window, as
         `sleep.refine` says; and through a wake pass that bears loss, with what it writes.
       window_passes: static, passes of each window; by default N everywhere, 1 for the last.
@@ -64,10 +65,12 @@ def rollout(
         windows left is dropped first.
 
     Raises:
-      ValueError: shapes or static tuples that do not fit.
+      ValueError: shapes, dtypes or static tuples that do not fit; and, where the values are at hand
+        (outside jit), lengths, token ids or targets out of their range, and scored positions that
+        hold no token or are more than `scored_per_window`. Under jit none of these is noticed; a
+        target outside the vocabulary then scores NaN.
     """
-    if not hasattr(tokens_BWL, "dtype"):
-        tokens_BWL = np.asarray(tokens_BWL)
+    tokens_BWL, targets_BWL, mask_BWL = map(_as_array, (tokens_BWL, targets_BWL, mask_BWL))
     B, W, L = _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config)
     if window_passes is None:
         window_passes = (config.passes,) * (W - 1) + (1,)
@@ -79,7 +82,7 @@ def rollout(
     plan = _plan(window_passes, scored_per_window, W, L)
     if length_BW is None:
         length_BW = np.full((B, W), L, np.int32)
-    _check_values(config, tokens_BWL, length_BW, mask_BWL, scored_per_window)
+    _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_per_window)
     if reset_BW is None:
         reset_BW = jnp.zeros((B, W), bool)
 
@@ -141,8 +144,7 @@ def _score(params, y_BLD, targets_BL, mask_BL, config, scored):
     y_BSD = jnp.take_along_axis(y_BLD, place_BS[..., None], axis=1)
     logits_BSY = model.logits(params, y_BSD, config=config)
     target_BS, mask_BS = (jnp.take_along_axis(x, place_BS, 1) for x in (targets_BL, mask_BL))
-    log_p_BSY = jax.nn.log_softmax(logits_BSY)
-    nll_BS = -jnp.take_along_axis(log_p_BSY, target_BS[..., None], axis=-1)[..., 0]
+    nll_BS = model.nll(logits_BSY, jnp.where(mask_BS, target_BS, 0))
     row_BS = jnp.arange(len(place_BS))[:, None]
     nll_BL = nll_BL.at[row_BS, place_BS].set(jnp.where(mask_BS, nll_BS, 0.0))
     likeliest_BS = jnp.argmax(logits_BSY, axis=-1).astype(jnp.int32)
@@ -150,14 +152,21 @@ def _score(params, y_BLD, targets_BL, mask_BL, config, scored):
     return nll_BL, prediction_BL
 
 
+def _as_array(x) -> Any:
+    return x if x is None or hasattr(x, "dtype") else np.asarray(x)
+
+
 def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config):
     shape = np.shape(tokens_BWL)
     if len(shape) != 3 or 0 in shape or shape[2] > config.window:
         raise ValueError(f"tokens must have shape (B, W, 1..{config.window}); got {shape}")
-    if not jnp.issubdtype(tokens_BWL.dtype, jnp.integer):
-        raise ValueError(f"tokens must be whole numbers; got {tokens_BWL.dtype}")
     if (targets_BWL is None) != (mask_BWL is None):
         raise ValueError("targets_BWL and mask_BWL are given together, or neither")
+    for name, x in (("tokens", tokens_BWL), ("targets_BWL", targets_BWL)):
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(f"{name} must be whole numbers; got {x.dtype}")
+    if mask_BWL is not None and mask_BWL.dtype != bool:
+        raise ValueError(f"mask_BWL must be bool; got {mask_BWL.dtype}")
     B, W, L = shape
     for name, x, shape in (
         ("length_BW", length_BW, (B, W)),
@@ -182,7 +191,7 @@ def _plan(window_passes, scored_per_window, W, L) -> list[tuple[int, int]]:
     return list(zip(window_passes, scored_per_window, strict=True))
 
 
-def _check_values(config, tokens_BWL, length_BW, mask_BWL, scored_per_window):
+def _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_per_window):
     """What shapes do not tell; only where the values are at hand: not under a transformation."""
     if not all(map(at_hand, (tokens_BWL, length_BW, mask_BWL))):
         return
@@ -190,7 +199,15 @@ def _check_values(config, tokens_BWL, length_BW, mask_BWL, scored_per_window):
     L = tokens_BWL.shape[2]
     for row, w in np.argwhere((length_BW < 0) | (length_BW > L)):
         raise ValueError(f"length_BW must lie in 0..{L}; got {length_BW[row, w]} in row {row}")
-    check_vocabulary(config, tokens_BWL, np.arange(L) < length_BW[..., None])
+    is_valid_BWL = np.arange(L) < length_BW[..., None]
+    check_vocabulary(config, tokens_BWL, is_valid_BWL)
+    for row, w, place in np.argwhere(mask_BWL & ~is_valid_BWL):
+        raise ValueError(
+            f"mask_BWL scores place {place} of window {w} in row {row}, which holds "
+            f"{length_BW[row, w]} tokens: only their places can be scored"
+        )
+    if at_hand(targets_BWL):
+        check_vocabulary(config, np.asarray(targets_BWL), mask_BWL, what="target")
     for row, w in np.argwhere(mask_BWL.sum(-1) > np.asarray(scored_per_window)):
         raise ValueError(
             f"row {row} scores {mask_BWL[row, w].sum()} places of window {w}, and "

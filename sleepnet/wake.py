@@ -151,15 +151,22 @@ def _check_values(config, filled_B, tokens_BT, length_B):
     check_vocabulary(config, tokens_BT, np.arange(T) < length_B[:, None])
 
 
-def check_vocabulary(config: ModelConfig, tokens, valid=True):
-    """Raises ValueError for the first valid token id outside the vocabulary; NumPy arrays, of rows
-    or of one row alone."""
+def check_vocabulary(
+    config: ModelConfig, tokens, valid: bool | np.ndarray = True, *, what: str = "token id"
+):
+    """Check that valid token ids lie in the vocabulary; ValueError names the first that does not.
+
+    Args:
+      tokens, valid: NumPy arrays, of windows of rows, of rows, or of one row alone.
+      what: the name of such an id in the message.
+    """
     last = config.vocab_size - 1
     for place in np.argwhere(valid & ((tokens < 0) | (tokens > last))):
         token, row = tokens[tuple(place)], f" in row {place[0]}" if tokens.ndim > 1 else ""
+        window = f" of window {place[1]}" if tokens.ndim > 2 else ""
         raise ValueError(
-            f"token id {token}{row} at place {place[-1]} is outside the vocabulary: ids lie in "
-            f"0..{last}; the nearest is {min(max(token, 0), last)}"
+            f"{what} {token}{row} at place {place[-1]}{window} is outside the vocabulary: ids lie "
+            f"in 0..{last}; the nearest is {min(max(token, 0), last)}"
         )
 
 

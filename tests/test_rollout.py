@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import minds
@@ -203,13 +204,20 @@ SMALL = dataclasses.replace(HARD, pattern="G")
 
 @functools.cache
 def gradients(config, window_passes):
-    def loss(params):
+    return loss_and_gradients(config, window_passes)(params(config), LABELS)[1]
+
+
+@functools.cache
+def loss_and_gradients(config, window_passes):
+    """A program of the parameters and the labels."""
+
+    def loss(params, labels):
         result = sleepnet.rollout(
-            params, LIFE, None, LABELS, SCORED, config=config, window_passes=window_passes
+            params, LIFE, None, labels, SCORED, config=config, window_passes=window_passes
         )
         return jnp.sum(result.nll_BWL)
 
-    return jax.jit(jax.grad(loss))(params(config))
+    return jax.jit(jax.value_and_grad(loss))
 
 
 def oracle_loss(tree, config, passes):
@@ -255,6 +263,28 @@ def test_gradients_reach_the_past_through_sleep_alone():
     embedding = np.asarray(gradients(QUICK, (3, 1))["embedding"])
     assert (np.abs(embedding[LIFE[0, 0]]).max(axis=1) > 0).all()
     assert (embedding[[6, 10, 11]] == 0).all()  # in no window
+
+
+def test_labels_that_are_not_scored_may_hold_anything():
+    """Bit for bit the same loss and gradients, under JAX_DEBUG_NANS=1 too."""
+    program = loss_and_gradients(SMALL, (3, 3))
+    labels = np.where(SCORED, LABELS, np.int32([-1, HARD.vocab_size, 10**6, -(10**6), 0, -100]))
+    expected = program(params(SMALL), LABELS)
+    chex.assert_tree_all_finite(expected)
+    with jax.debug_nans(True):
+        assert_identical(program(params(SMALL), labels), expected)
+
+
+@pytest.mark.parametrize("label", [-1, HARD.vocab_size, -(10**6), 10**6])
+def test_where_no_one_looks_a_label_that_is_no_token_scores_nan(label):
+    """Under jit, at its own position alone, and not the score of some other token."""
+    labels = targets()[:, :2].copy()
+    labels[1, 0, 3] = label
+    lived = (stream()[:, :2], FULL[:, :2])
+    nll_BWL = jitted(
+        params(QUICK), *lived, labels, valid(FULL[:, :2]), config=QUICK, window_passes=None
+    ).nll_BWL
+    assert np.argwhere(np.isnan(nll_BWL)).tolist() == [[1, 0, 3]]
 
 
 every_policy = pytest.mark.parametrize(
@@ -317,6 +347,23 @@ MISFITS = {
     "long row": (
         dict(length_BW=np.array([[6, 7]])),
         r"length_BW must lie in 0\.\.6; got 7 in row 0",
+    ),
+    "negative target": (
+        dict(targets_BWL=LABELS - SCORED * np.int32([0, 0, 0, 2, 0, 0])),
+        r"target -1 in row 0 at place 3 of window 1 .*0\.\.12; the nearest is 0",
+    ),
+    "target too large": (
+        dict(targets_BWL=LABELS + SCORED * np.int32([0, 0, 10, 0, 0, 0])),
+        r"target 13 in row 0 at place 2 of window 1 .*; the nearest is 12",
+    ),
+    "targets of another kind": (
+        dict(targets_BWL=LABELS / 1),
+        r"targets_BWL must be whole numbers; got float64",
+    ),
+    "mask of another kind": (dict(mask_BWL=SCORED * 1), r"mask_BWL must be bool; got int64"),
+    "padding scored": (
+        dict(length_BW=np.array([[6, 4]])),
+        r"mask_BWL scores place 4 of window 1 in row 0, which holds 4 tokens",
     ),
     "more than scored": (dict(scored_per_window=(0, 3)), r"6 places of window 1, and .* allows 3"),
 }

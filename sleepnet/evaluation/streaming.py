@@ -11,6 +11,7 @@ from sleepnet import tasks
 from sleepnet.cache import init_state, select_states
 from sleepnet.config import ExperimentConfig, ModelConfig
 from sleepnet.evaluation.accuracy import compiled_score
+from sleepnet.model import nll
 from sleepnet.sleep import sleep
 from sleepnet.tasks import Example
 from sleepnet.wake import wake
@@ -50,7 +51,11 @@ def stream(
 
     Returns:
       nll_BWL, float32 nats, 0 where nothing is scored; and prediction_BWL, int32, -1 there.
+
+    Raises:
+      ValueError: as `tasks.check_batch`.
     """
+    tasks.check_batch(example_batch, model.vocab_size)
     tokens_BWL, length_BW, targets_BWL, mask_BWL, *_, reset_BW = example_batch
     B, W, _ = tokens_BWL.shape
     nll_BWL = np.zeros(tokens_BWL.shape, np.float32)
@@ -105,6 +110,6 @@ def _one_token(params, state, token_B, valid_B, target_B, scored_B, *, model):
         params, state, token_B[:, None], config=model,
         length_B=valid_B.astype(jnp.int32), logits="last",
     )  # fmt: skip
-    log_p_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BY), target_B[:, None], axis=1)[:, 0]
     likeliest_B = jnp.argmax(logits_BY, axis=-1).astype(jnp.int32)
-    return jnp.where(scored_B, -log_p_B, 0.0), jnp.where(scored_B, likeliest_B, -1), state
+    nll_B = jnp.where(scored_B, nll(logits_BY, target_B), 0.0)
+    return nll_B, jnp.where(scored_B, likeliest_B, -1), state

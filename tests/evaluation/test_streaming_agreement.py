@@ -17,6 +17,19 @@ def test_streaming_is_rollout_over_padded_windows(config, params, passes):
     assert agreed.max_nll_difference <= 1e-5 * agreed.max_nll
 
 
+def test_targets_that_are_no_tokens_are_refused(config, params):
+    """Before anything is read: none is scored as another token."""
+    task = tasks.make(config.task)
+    (batch,) = tasks.batches(task, "test", 2, num_batches=1)
+    for wrong in (-1, task.vocab_size):
+        targets_WL = np.where(batch.mask_WL, np.int32(wrong), 0)
+        with pytest.raises(ValueError, match=rf"target {wrong} at .* outside 0\.\."):
+            stream(
+                params, batch._replace(targets_WL=targets_WL),
+                model=config.model, window_passes=task.window_passes(3),
+            )  # fmt: skip
+
+
 def test_nothing_is_said_where_nothing_is_scored(config, params):
     task = tasks.make(config.task)
     (batch,) = tasks.batches(task, "test", 50, num_batches=1)
