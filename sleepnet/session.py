@@ -22,7 +22,7 @@ from sleepnet import cache, mind_file
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.decode import Decoder, longest_piece
 from sleepnet.mind_file import Mind
-from sleepnet.model import check_params
+from sleepnet.model import check_params, nll
 from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import Tokenizer, load_tokenizer
@@ -421,15 +421,19 @@ class Session:
             self._decoder.read(ids[None])
 
     def _score_piece(self, ids: np.ndarray) -> np.ndarray:
-        expected_BY = self._decoder.logits_BY
-        if expected_BY is None:
-            expected_BY = jnp.full((1, self.config.vocab_size), jnp.nan)
+        logits_BY = self._decoder.logits_BY
+        # On the device NaN would end a program that runs under JAX_DEBUG_NANS.
+        expected_BY = jnp.zeros((1, self.config.vocab_size)) if logits_BY is None else logits_BY
         if len(ids) == 1:
             self._decoder.wake(ids)
-            return np.asarray(_surprise(expected_BY, ids))
-        logits_BTY = self._decoder.read(ids[None], logits="all")
-        padded_T = np.pad(ids, (0, logits_BTY.shape[1] - len(ids)))
-        return np.asarray(_surprises(expected_BY, logits_BTY, padded_T))[: len(ids)]
+            nll_T = np.array(_nll(expected_BY, ids))
+        else:
+            logits_BTY = self._decoder.read(ids[None], logits="all")
+            padded_T = np.pad(ids, (0, logits_BTY.shape[1] - len(ids)))
+            nll_T = np.array(_nll_of_piece(expected_BY, logits_BTY, padded_T))[: len(ids)]
+        if logits_BY is None:
+            nll_T[0] = np.nan
+        return nll_T
 
     @_alone
     def _draw(self, samplers, stop: frozenset[int]) -> int | None:
@@ -553,16 +557,13 @@ def _tokenizer_for(config: ModelConfig, tokenizer: str | Tokenizer | None) -> To
     return known
 
 
-@jax.jit
-def _surprise(logits_TY, tokens_T):
-    log_p_TY = jax.nn.log_softmax(logits_TY)
-    return -jnp.take_along_axis(log_p_TY, tokens_T[:, None], axis=1)[:, 0]
+_nll = jax.jit(nll)
 
 
 @jax.jit
-def _surprises(expected_BY, logits_BTY, tokens_T):
+def _nll_of_piece(expected_BY, logits_BTY, tokens_T):
     """-log p of the tokens of one row."""
-    return _surprise(jnp.concatenate([expected_BY, logits_BTY[0, :-1]]), tokens_T)
+    return nll(jnp.concatenate([expected_BY, logits_BTY[0, :-1]]), tokens_T)
 
 
 def _written(tokenizer: Tokenizer, past: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:
