@@ -287,6 +287,18 @@ def test_a_step_does_no_more_work_than_it_may(params, monkeypatch, sizes):
     assert max(most.values()) <= work and min(most["read"], most["slept on"]) >= work / 2
 
 
+def test_an_engine_works_where_nan_is_an_error(engine):
+    """Under JAX_DEBUG_NANS=1: it makes none on the way, however its rows draw."""
+    kinds = {"cut": Sampling(top_k=3, top_p=0.5), "greedy": Sampling(temperature=0)}
+    options = {"max_new_tokens": 3}
+    with jax.debug_nans(True):
+        ended = run(engine, **{
+            name: (prompt(0, CONFIG.window), options | {"sampling": kind})
+            for name, kind in kinds.items()
+        })  # fmt: skip
+    assert [one.reason for _, one in ended.values()] == [LENGTH, LENGTH]
+
+
 def test_what_sleeps_in_an_engine_is_not_hashed(engine, monkeypatch):
     """The rows that it commits are those that it took: to compare them would cost it time."""
 
