@@ -219,7 +219,7 @@ def test_the_kernel_for_one_device_is_left_aside_with_a_word(caplog):
     ("chosen", "message"),
     [
         (dict(devices=9), "devices must be an integer in 1..8 .*; got 9; the nearest is 8"),
-        (dict(devices=0), "this host has 8 cpu devices; got devices=0"),
+        (dict(devices=0), "devices must be .* cpu devices.*; got 0; the nearest is 1"),
         (dict(devices=[]), "among jax.local_devices"),
         (dict(axis="windows"), "allowed: window, sessions; the nearest is 'window'"),
         (dict(passes=0), "1 or more; got 0"),

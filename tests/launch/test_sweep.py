@@ -76,7 +76,7 @@ def test_every_bad_combination_is_named_at_once():
         (["model.passes"], "is not SECTION.FIELD=VALUE,VALUE"),
         (["model.passes=1,1"], "names a value twice"),
         (["model.passes=1", "model.passes=2"], "model.passes is given twice"),
-        (["model.passes=many"], "model.passes must be an integer; got 'many'"),
+        (["model.passes=many"], "model.passes must be of type int; got 'many'"),
         (["task.cells=24"], "task.cells: no such field"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
