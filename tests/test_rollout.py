@@ -358,7 +358,7 @@ MISFITS = {
     ),
     "targets of another kind": (
         dict(targets_BWL=LABELS / 1),
-        r"targets_BWL must be whole numbers; got float64",
+        r"targets_BWL must be integers; got float64",
     ),
     "mask of another kind": (dict(mask_BWL=SCORED * 1), r"mask_BWL must be bool; got int64"),
     "padding scored": (
