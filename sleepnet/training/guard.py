@@ -13,7 +13,8 @@ from sleepnet.config import TrainingConfig
 class Recent:
     """What a step is judged by, as part of the state that checkpoints hold.
 
-    loss_N, grad_norm_N: float32, of the last N good steps; infinite until there were as many.
+    loss_N, grad_norm_N: float32, of the last N good steps; the largest float32 until there were
+      as many. (Infinity would be an error under JAX_DEBUG_INFS.)
     bad: int32, bad steps so far; bad_in_a_row: int32, those since the last good one.
     """
 
@@ -27,7 +28,7 @@ def no_steps(training: TrainingConfig) -> Recent:
     """Before the first step."""
 
     def none_N():  # an array each: they are donated
-        return jnp.full(training.spike_window, jnp.inf, jnp.float32)
+        return jnp.full(training.spike_window, jnp.finfo(jnp.float32).max, jnp.float32)
 
     return Recent(none_N(), none_N(), jnp.int32(0), jnp.int32(0))
 

@@ -226,8 +226,8 @@ def sweep(folder, *arguments):
 
 
 def ended(program):
-    """Its exit code, and what it said."""
-    done = program.end()
+    """Its exit code, and what it said; it may train four runs."""
+    done = program.end(4 * waiting.PATIENCE)
     return done.returncode, done.stdout
 
 

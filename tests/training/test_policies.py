@@ -134,12 +134,15 @@ def test_skipped_steps_are_counted_and_only_so_many_in_a_row(cheap, tmp_path):
 
 
 def test_a_spike_is_judged_by_the_median_of_good_steps():
-    """Known only once there are enough; a spike itself does not raise the median."""
-    recent = guard.no_steps(dataclasses.replace(TRAINING, spike_window=3))
-    verdicts = []
-    for loss, norm in [(50, 1), (1, 1), (2, 1), (9, 1), (7, 1), (2, 1), (7, 1), (1, 5), (1, 1)]:
-        bad, recent = guard.judge(recent, jnp.float32(loss), jnp.float32(norm), 4.0)
-        verdicts.append(bool(bad))
+    """Known only once there are enough; a spike itself does not raise the median. Under
+    JAX_DEBUG_INFS=1 too."""
+    verdicts, judge = [], jax.jit(guard.judge, static_argnums=3)
+    steps = [(50, 1), (1, 1), (2, 1), (9, 1), (7, 1), (2, 1), (7, 1), (1, 5), (1, 1)]
+    with jax.debug_infs(True):
+        recent = guard.no_steps(dataclasses.replace(TRAINING, spike_window=3))
+        for loss, norm in steps:
+            bad, recent = judge(recent, jnp.float32(loss), jnp.float32(norm), 4.0)
+            verdicts.append(bool(bad))
     #  medians of loss: none, none, none, 2 (50 1 2), 2, 2, 2 (1 2 2) ...
     assert verdicts == [False, False, False, True, False, False, False, True, False]
 
