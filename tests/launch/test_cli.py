@@ -160,11 +160,12 @@ def test_none_is_checked_like_any_value(monkeypatch):
     none = ("--config.model.head_dim=None", "--config.task.min_nodes=None")
     assert cli.experiment_config(parsed(monkeypatch, file, *none)) == plain
     for path, kind in (
-        ("model.passes", "int"), ("model.unroll", "bool"), ("task.nodes", "int"),
-        ("task.window", "int"), ("training.clip_norm", "float"), ("evaluation.passes", "tuple"),
+        ("model.passes", "an integer"), ("model.unroll", "of type bool"),
+        ("task.nodes", "an integer"), ("task.window", "an integer"),
+        ("training.clip_norm", "of type float"), ("evaluation.passes", "of type tuple"),
     ):  # fmt: skip
         values = parsed(monkeypatch, file, f"--config.{path}=None")
-        with pytest.raises(ConfigError, match=f"{path} must be of type {kind}; got None"):
+        with pytest.raises(ConfigError, match=f"{path} must be {kind}; got None"):
             cli.experiment_config(values)
     values = parsed(monkeypatch, file, "--config.model.rule=None")  # of text it is a word
     with pytest.raises(ConfigError, match="rule: got 'None'; allowed: gated_delta"):

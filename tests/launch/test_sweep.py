@@ -48,7 +48,7 @@ def test_a_grid_may_leave_a_field_to_follow_others():
     assert follows.config == runs("training.seed=0")[0].config
     assert given.config.model.head_dim == 8 != follows.config.model.head_dim
     assert "--config.model.head_dim=None" in follows.overrides
-    with pytest.raises(ConfigError, match=r"model\.passes must be of type int; got None"):
+    with pytest.raises(ConfigError, match=r"model\.passes must be an integer; got None"):
         runs("model.passes=1,None")
 
 
