@@ -210,6 +210,8 @@ def test_pieces_of_all_sizes_share_few_programs():
     a quarter of which is used."""
     one = older()
     one.nap()
+    for size in (1, 2):
+        one.feed(np.zeros(size, int))
     before = decode.read._cache_size(), decode.step._cache_size()
     for size in range(1, L + 1):
         one.feed(np.zeros(size, int))
