@@ -9,7 +9,7 @@ The prompt comes from --prompt, --prompt_file or standard input, which is read t
 at the end of a file or of standard input are not part of the prompt.
 
 What is written goes to standard output; to standard error a line that tells tokens, sleeps,
-milliseconds per token and the bytes of the mind. Bytes that are not UTF-8 are written as U+FFFD,
+milliseconds per token and the bytes of the state. Bytes that are not UTF-8 are written as U+FFFD,
 characters that the output's encoding lacks as escapes such as \u5922, and on a terminal control
 characters as \x1b. It ends at --max_tokens, at the end of a document, with Ctrl-C, or when no one
 reads it any more (`| head`), and then saves.
@@ -71,7 +71,7 @@ _POLICY = {
     ),
     "sleep_seconds": flags.DEFINE_float("sleep_seconds", None, "Sleep for about so long."),
 }
-_LOAD = cli.define_path("load", None, "A saved mind to go on with.")
+_LOAD = cli.define_path("load", None, "A saved session to continue.")
 _SAVE = cli.define_path("save", None, "Where to save the mind at the end.")
 
 _SHOWN_EVERY = 0.1  # seconds
