@@ -1,5 +1,6 @@
 """`make` builds environments from pinned versions, for the Pythons that the pages name."""
 
+import os
 import pathlib
 import re
 import tomllib
@@ -15,10 +16,12 @@ SUPPORTED = sorted(PINNED)
 
 
 def make(target, python):
-    """What would be run; `python` may be a version, of which there is then a Python."""
+    """Return what `make` would run, also where `make` runs these tests."""
+    passed_on = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    environ = {name: value for name, value in os.environ.items() if name not in passed_on}
     return waiting.run(
         "make", "--dry-run", target, f"PYTHON={python}", "VENV=none/venv", "TPU=none/tpu",
-        "PEERS=none/peers",
+        "PEERS=none/peers", env=environ,
     )  # fmt: skip
 
 
