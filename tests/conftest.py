@@ -26,7 +26,21 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("sleepnet")
 
 
+# Compiling is most of the suite's time, and LLVM's optimizations are two thirds of that. They
+# change rounding at most: tests for which that matters are marked `optimized`.
+QUICK = (
+    "--xla_backend_optimization_level=0"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--optimize", action="store_true", help="compile with XLA's optimizations")
+
+
 def pytest_configure(config):
+    if not config.getoption("--optimize"):
+        os.environ["XLA_FLAGS"] += f" {QUICK}"  # also of child processes
     # Shells start what is to run in the background with SIGINT ignored, and programs inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

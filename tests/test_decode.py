@@ -218,6 +218,7 @@ def test_one_program_reads_all_tokens():
     assert decode.step._cache_size() == before + 1
 
 
+@pytest.mark.optimized
 def test_a_token_is_written_in_place():
     """All that a token changes is donated and nothing as large as one layer's keys is made beside
     it: a longer window costs no memory but its own. (In bfloat16 XLA for CPU widens what it

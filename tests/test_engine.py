@@ -141,9 +141,9 @@ def test_a_session_draws_what_its_mind_would(params, changes):
 @pytest.mark.parametrize(
     ("seed", "sessions", "sizes"),
     [
-        (0, 12, {"slots": SLOTS}),
+        pytest.param(0, 12, {"slots": SLOTS}, marks=pytest.mark.optimized),
         (1, 12, BY_PAIRS),
-        (2, 12, BY_THREES),
+        pytest.param(2, 12, BY_THREES, marks=pytest.mark.optimized),
         pytest.param(3, 64, {"slots": SLOTS}, marks=pytest.mark.slow),
         pytest.param(1, 12, {"slots": SLOTS, "work": 7, "group": 2}, marks=pytest.mark.slow),
     ],
@@ -371,6 +371,7 @@ def test_devices_of_their_own_sleep_for_the_rows(params, engine):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 
 
+@pytest.mark.optimized
 def test_a_row_that_fails_ends_alone(engine):
     """Bit for bit: the others draw what they draw without it."""
     sick = mind_of(
@@ -422,6 +423,7 @@ def test_a_session_can_be_cancelled_in_whatever_it_does(engine, steps):
 
 @pytest.mark.parametrize("leave", [1, 2], ids=["one of a group", "the whole group"])
 @pytest.mark.parametrize("devices", [None, 2], ids=["in slices", "elsewhere"])
+@pytest.mark.optimized
 def test_who_is_cancelled_asleep_ends_at_the_next_step(params, devices, leave):
     """Before it draws. Its slot is another's at once, and those who sleep beside it sleep on: both
     draw what they draw alone, bit for bit."""

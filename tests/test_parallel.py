@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import GRADIENTS, assert_agree, assert_identical, rows
-from minds import HARD, SLIDING, TINY, params
+from minds import CONFIGS, HARD, SLIDING, TINY, params
 
 import sleepnet
 from sleepnet import cache, flops, parallel
@@ -34,29 +34,6 @@ def lived(config, batch=3):
     return state, second, lengths, awake
 
 
-ASLEEP = np.array([True, True, False])
-
-
-@functools.cache
-def slept(config):
-    """What `lived(config)` becomes on one device: the rows `ASLEEP`, and all on their tokens."""
-    state, tokens, lengths, awake = lived(config)
-    return (
-        sleepnet.sleep(params(config), awake, config=config, rows_B=ASLEEP),
-        sleepnet.sleep_from_tokens(params(config), state, tokens, config=config, length_B=lengths),
-    )
-
-
-def slept_over(config, **chosen):
-    """The same over several devices."""
-    state, tokens, lengths, awake = lived(config)
-    chosen["config"] = config
-    return (
-        parallel.sleep(params(config), awake, rows_B=ASLEEP, **chosen),
-        parallel.sleep_from_tokens(params(config), state, tokens, length_B=lengths, **chosen),
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "devices"),
     [
@@ -69,19 +46,35 @@ def slept_over(config, **chosen):
 def test_a_window_over_devices_is_a_window(name, devices):
     """Prelude, repeated core and coda, both evictions, ragged rows, lengths that the devices do
     not divide; after a wake pass and from the tokens; rows that stay awake stay bit for bit."""
-    actual = slept_over(WIDE[name], devices=devices, axis="window")
-    assert_agree(actual, slept(WIDE[name]))
-    awake = lived(WIDE[name])[-1]
-    assert_identical(actual[0].window.features_BLD[2], awake.window.features_BLD[2])
+    config = WIDE[name]
+    state, tokens, lengths, awake = lived(config)
+    chosen = dict(config=config, devices=devices, axis="window")
+    stay = np.array([True, True, False])
+    actual = parallel.sleep(params(config), awake, rows_B=stay, **chosen)
+    assert_agree(actual, sleepnet.sleep(params(config), awake, config=config, rows_B=stay))
+    assert_identical(actual.window.features_BLD[2], awake.window.features_BLD[2])
+    actual = parallel.sleep_from_tokens(params(config), state, tokens, length_B=lengths, **chosen)
+    expected = sleepnet.sleep_from_tokens(
+        params(config), state, tokens, config=config, length_B=lengths
+    )
+    assert_agree(actual, expected)
 
 
-@both
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_sessions_over_devices_are_sessions(config):
-    """Three over two devices, as on one: to 1e-6, since XLA sums in another order."""
-    actual = slept_over(config, devices=2, axis="sessions")
-    assert_agree(actual, slept(config), tol=1e-6)
+    """Seven minds over four devices, each slept for alone: to 1e-6 the same as all on one."""
+    state, tokens, lengths, awake = lived(config, batch=7)
+    chosen = dict(config=config, devices=4, axis="sessions")
+    actual = parallel.sleep(params(config), awake, **chosen)
+    assert_agree(actual, sleepnet.sleep(params(config), awake, config=config), tol=1e-6)
+    actual = parallel.sleep_from_tokens(params(config), state, tokens, length_B=lengths, **chosen)
+    expected = sleepnet.sleep_from_tokens(
+        params(config), state, tokens, config=config, length_B=lengths
+    )
+    assert_agree(actual, expected, tol=1e-6)
 
 
+@pytest.mark.optimized
 def test_equal_rows_per_device_give_equal_bits():
     """Six sessions, three to a device, are bit for bit those of three alone; and twice the same."""
     *_, six = lived(TINY, batch=6)

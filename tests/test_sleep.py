@@ -113,6 +113,7 @@ def test_passes_below_one_are_refused(passes):
 
 
 @both
+@pytest.mark.optimized
 def test_only_selected_rows_sleep(config):
     """The others keep every bit of their mind and window; selected rows sleep as ever."""
     _, awake = wake_window(config, state=minds.older(config), length_B=RAGGED[:, 3])

@@ -49,6 +49,7 @@ def test_policies_are_pure_functions_of_what_was_spent():
     assert passes_of(WithinSeconds(seconds=6, at_most=3), seconds_each=2.0) == 3
 
 
+@pytest.mark.optimized
 def test_a_fixed_number_is_the_sleep_bit_for_bit():
     state = evening()
     for passes in (1, 3):

@@ -181,6 +181,7 @@ def test_last_and_none_read_the_same_pass():
 
 
 @both
+@pytest.mark.optimized
 def test_a_row_does_not_see_its_neighbours(config):
     """Beside longer, shorter and empty rows a row's results are equal bit for bit; alone they
     agree."""
@@ -215,6 +216,7 @@ def one_row(state, row):
 
 @both
 @pytest.mark.parametrize("padding", [-1, 10**6])
+@pytest.mark.optimized
 def test_padding_may_hold_any_number(config, padding):
     """Token ids behind a row's valid prefix are never read: no error, no NaN, same bits."""
     tokens, length = stream(1)[:, 0].copy(), np.array([4, 0, 5], np.int32)

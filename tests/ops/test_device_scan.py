@@ -53,6 +53,7 @@ def run(inputs, devices, **kwargs):
     [("gated_delta", 8, 40, 2), ("gated_delta", 3, 21, 4), ("gated_delta", 1, 7, None)]
     + [(rule, 2, 14, 4) for rule in RULES if rule != "gated_delta"],
 )
+@pytest.mark.optimized
 def test_devices_in_a_row_are_one_device(rule, devices, T, chunk):
     """Outputs and state of the float64 recurrence, for spans that no chunk divides; the state is
     the same on every device, bit for bit."""

@@ -118,6 +118,7 @@ def test_calls_may_be_split_anywhere(first):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.optimized
 def test_masked_tokens_leave_the_state_bit_for_bit(rule):
     """beta = 0 and g = 0 is an exact no-op on S, whatever stands in q, k and v."""
     inputs = mask(draw(7), 0, [0, 0])
