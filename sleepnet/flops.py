@@ -5,7 +5,7 @@ backward pass takes twice the forward pass of what gradients reach.
 """
 
 from sleepnet.config import PARTS, ModelConfig
-from sleepnet.ops.chunks import chunk_size, corrects
+from sleepnet.ops.gated_delta.chunks import chunk_size, corrects
 
 
 def part_flops(config: ModelConfig, part: str, T: int, kept: int = 0) -> int:

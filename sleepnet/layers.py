@@ -13,15 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from sleepnet.config import ModelConfig
-from sleepnet.ops import (
-    device_scan,
-    gated_delta,
-    gated_delta_tpu,
-    norm,
-    rope,
-    short_conv,
-    window_attention,
-)
+from sleepnet.ops import gated_delta, norm, rope, short_conv, window_attention
+from sleepnet.ops.gated_delta import device_scan, pallas_tpu
 from sleepnet.types import AttentionCache, DeltaCache, Span
 
 
@@ -122,7 +115,7 @@ class DeltaBlock(_Shell):
             )
             out = out[:, None]
         else:
-            form = gated_delta_tpu if config.backend == "pallas" else gated_delta
+            form = pallas_tpu if config.backend == "pallas" else gated_delta
             out, state = form.chunked(
                 q, k, v, g_BTH, beta_BTH, past.state,
                 rule=rule, chunk=config.chunk, group=config.chunk_group, detached=self.detached,

@@ -15,8 +15,8 @@ from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.layers import BLOCKS
-from sleepnet.loop import loop
 from sleepnet.ops import norm
+from sleepnet.ops.scan import loop
 from sleepnet.parts import used_whole, whole
 from sleepnet.types import AttentionCache, DeltaCache, Span
 

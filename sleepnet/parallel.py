@@ -2,7 +2,8 @@
 
 Along "window" each device holds a part of every row's tokens: the convolution takes its halo from
 the left neighbour, attention gathers the keys and values of the window, and the local rule is the
-parallel scan of `sleepnet.ops.device_scan`. Along "sessions" each device sleeps for its own rows.
+parallel scan of `sleepnet.ops.gated_delta.device_scan`. Along "sessions" each device sleeps for its
+own rows.
 Fast weights and results are those of `sleepnet.sleep`, to float32 rounding.
 
 `pmap` is differentiable: take `jax.grad` outside. Other hosts sleep on their own.

@@ -15,7 +15,7 @@ from flax import struct
 from sleepnet import cache, model
 from sleepnet.config import ModelConfig
 from sleepnet.integers import as_integers, as_tuple, to_int32
-from sleepnet.loop import loop
+from sleepnet.ops.scan import loop
 from sleepnet.sleep import live_window
 from sleepnet.types import Array, FastWeights
 from sleepnet.wake import at_hand, check_vocabulary

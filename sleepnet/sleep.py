@@ -18,7 +18,7 @@ from jax import lax
 from sleepnet import cache, model
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.integers import as_integer
-from sleepnet.loop import loop
+from sleepnet.ops.scan import loop
 from sleepnet.types import Carried, FastWeights, Span, WakeState
 from sleepnet.wake import at_hand, check_call, first_pass, unshared
 

@@ -22,7 +22,8 @@ from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.streaming import agreement
 from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
-from sleepnet.ops import gated_delta, gated_delta_tpu
+from sleepnet.ops import gated_delta
+from sleepnet.ops.gated_delta import pallas_tpu
 from sleepnet.sampling import stop_ids
 
 SMALL = dataclasses.replace(HARD, pattern="G", passes=2)
@@ -124,7 +125,7 @@ NUMBERS = {
     "chunk": (lambda n: of_rule(gated_delta.chunked, chunk=n), 2),
     "group": (lambda n: of_rule(gated_delta.chunked, group=n), 2),
     "summarize": (lambda n: of_rule(gated_delta.summarize, count=4, chunk=n), 2),
-    "kernel": (lambda n: of_rule(gated_delta_tpu.chunked, interpret=True, chunk=n), 16),
+    "kernel": (lambda n: of_rule(pallas_tpu.chunked, interpret=True, chunk=n), 16),
     "example": (lambda n: task().example("train", n), 2),
     "examples": (lambda n: task().examples("train", [n]), 2),
     "task passes": (lambda n: task().window_passes(n), 2),

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # module or for a whole package.
 RANKS = {
     "integers": -1,
-    "config": 0, "types": 0, "loop": 0, "strict_json": 0, "parts": 0, "input_files": 0,
+    "config": 0, "types": 0, "strict_json": 0, "parts": 0, "input_files": 0,
     "storage": 1,
     "ops": 1, "sampling": 1, "tokenizer": 1,
     "layers": 2, "flops": 2,
@@ -36,7 +36,6 @@ LEAVES = {
     "types": set(),
     "strict_json": set(),
     "storage": {"strict_json"},
-    "loop": set(),
     "parts": set(),
     "input_files": set(),
     "sampling": {"config", "integers", "types"},

@@ -24,7 +24,8 @@ from sleepnet import parallel
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.evaluation.latency import interleaved
 from sleepnet.evaluation.programs import Program
-from sleepnet.ops import device_scan, gated_delta
+from sleepnet.ops import gated_delta
+from sleepnet.ops.gated_delta import device_scan
 from sleepnet.sleep import at_dusk
 
 TAKES = ("repeats", "shapes")

@@ -28,7 +28,8 @@ from launch.suites import Options
 from sleepnet import decode, parallel
 from sleepnet.config import ModelConfig
 from sleepnet.evaluation.programs import Program
-from sleepnet.ops import chunks, gated_delta, gated_delta_tpu
+from sleepnet.ops import gated_delta
+from sleepnet.ops.gated_delta import chunks, pallas_tpu
 from sleepnet.sleep import at_dusk
 
 TAKES = ()
@@ -63,7 +64,7 @@ def _rule_rows(name):
     group = chunks.OTHER_GROUP_HEADS // (B * H)
     forms = {
         "xla": functools.partial(gated_delta.chunked, chunk=CHUNK, group=group),
-        "pallas": functools.partial(gated_delta_tpu.chunked, chunk=CHUNK),
+        "pallas": functools.partial(pallas_tpu.chunked, chunk=CHUNK),
     }
     for form, rule in forms.items():
         compiled, seconds = _compile(jax.jit(rule).lower, name, x, x, x, gate, gate, state)

@@ -11,7 +11,8 @@ from reference import local_rule
 
 from sleepnet.config import RULES
 from sleepnet.evaluation.programs import Program
-from sleepnet.ops import device_scan, gated_delta
+from sleepnet.ops import gated_delta
+from sleepnet.ops.gated_delta import device_scan
 
 B, HK, H, K, V = 2, 1, 2, 6, 4
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from reference import local_rule
 
 from sleepnet.config import RULES
-from sleepnet.ops import gated_delta, triangular
+from sleepnet.ops import gated_delta
+from sleepnet.ops.gated_delta import triangular
 
 B, T, HK, H, K, V = 2, 13, 1, 2, 6, 4  # nothing a multiple of anything else
 CHUNKS = ((2, 7), (4, 1), (4, 3), (16, 1), (None, None))  # tokens, chunks of a group

@@ -16,7 +16,8 @@ from reference import local_rule
 
 import sleepnet
 from sleepnet.evaluation.programs import Program
-from sleepnet.ops import gated_delta, gated_delta_tpu
+from sleepnet.ops import gated_delta
+from sleepnet.ops.gated_delta import pallas_tpu
 
 # B, T, key heads, value heads, K, V; rule; chunk. Nothing is a whole number of chunks.
 CASES = {
@@ -54,7 +55,7 @@ def oracle(inputs, rule):
 
 
 interpreted = jax.jit(
-    functools.partial(gated_delta_tpu.chunked, interpret=True), static_argnames=("rule", "chunk")
+    functools.partial(pallas_tpu.chunked, interpret=True), static_argnames=("rule", "chunk")
 )
 
 
@@ -73,7 +74,7 @@ def test_its_own_account_is_of_the_products_that_it_takes(shape, rule):
     program = interpreted.lower(*draw(shape), rule=rule, chunk=64).compile()
     B, T, Hk, H, K, V = shape
     float32 = jnp.dtype("float32")
-    told = gated_delta_tpu.cost(B, T, Hk, H, K, V, float32, float32, rule=rule, size=64)
+    told = pallas_tpu.cost(B, T, Hk, H, K, V, float32, float32, rule=rule, size=64)
     running_sums = 2 * 2 * B * H * -(-T // 64) * 64**2  # taken before the kernel
     assert Program(program).dot_flops == told.flops + running_sums
 
@@ -106,7 +107,7 @@ def test_gradients_are_those_of_the_rule():
 
         return jax.jit(jax.grad(loss, range(6)))(*inputs)
 
-    kernel = functools.partial(gated_delta_tpu.chunked, chunk=chunk, interpret=True)
+    kernel = functools.partial(pallas_tpu.chunked, chunk=chunk, interpret=True)
     assert_agree(gradients(kernel), gradients(gated_delta.recurrent), GRADIENTS)
 
 
@@ -124,14 +125,14 @@ def test_detached_gradients_are_those_of_the_rule(case):
 
         return jax.jit(jax.grad(loss, range(6)))(*inputs)
 
-    kernel = functools.partial(gated_delta_tpu.chunked, chunk=chunk, interpret=True)
+    kernel = functools.partial(pallas_tpu.chunked, chunk=chunk, interpret=True)
     assert_agree(gradients(kernel), gradients(gated_delta.chunked), GRADIENTS)
 
 
 def test_a_mind_with_the_kernel_is_the_same_mind(monkeypatch):
     """A window woken and slept over in three passes with backend="pallas"."""
     monkeypatch.setattr(
-        gated_delta_tpu, "chunked", functools.partial(gated_delta_tpu.chunked, interpret=True)
+        pallas_tpu, "chunked", functools.partial(pallas_tpu.chunked, interpret=True)
     )
     config = dataclasses.replace(minds.HARD, backend="pallas", chunk=16)
 
@@ -147,7 +148,7 @@ def test_a_mind_with_the_kernel_is_the_same_mind(monkeypatch):
 
 def test_a_program_for_tpu_is_one_kernel():
     """Lowered for TPU there is one Mosaic call and no loop over chunks."""
-    program = jax.jit(gated_delta_tpu.chunked).trace(*draw((1, 256, 2, 2, 128, 128)))
+    program = jax.jit(pallas_tpu.chunked).trace(*draw((1, 256, 2, 2, 128, 128)))
     text = program.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("@tpu_custom_call") == 1
     assert "stablehlo.while" not in text
@@ -155,7 +156,7 @@ def test_a_program_for_tpu_is_one_kernel():
 
 def test_another_platform_is_refused_when_the_program_is_made():
     with pytest.raises(ValueError, match=r"backend: 'pallas' .* TPU, .* for cpu; allowed .* 'xla'"):
-        jax.jit(gated_delta_tpu.chunked).lower(*draw((1, 5, 1, 2, 8, 4)))
+        jax.jit(pallas_tpu.chunked).lower(*draw((1, 5, 1, 2, 8, 4)))
     config = dataclasses.replace(minds.TINY, backend="pallas")
     with pytest.raises(ValueError, match="backend: 'pallas'"):
         minds.woken(config, state=sleepnet.init_state(config, minds.B))
@@ -187,4 +188,4 @@ def test_a_dtype_that_the_kernel_does_not_take_is_named():
     inputs = draw((1, 5, 1, 2, 8, 4))
     inputs[1] = inputs[1].astype(jnp.float16)
     with pytest.raises(ValueError, match=r"dtype of k: got 'float16'; allowed: float32, bfloat16"):
-        gated_delta_tpu.chunked(*inputs)
+        pallas_tpu.chunked(*inputs)

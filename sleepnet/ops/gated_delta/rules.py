@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.ops import chunks
-from sleepnet.ops.chunk_scan import Inputs, chunk_scan, detached_scan
 from sleepnet.ops.exact import einsum
+from sleepnet.ops.gated_delta import chunks
+from sleepnet.ops.gated_delta.chunk_scan import Inputs, chunk_scan, detached_scan
 
 
 def recurrent(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV=None, *, rule="gated_delta"):
@@ -76,7 +76,7 @@ def chunked(
     q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV=None, *, rule="gated_delta",
     chunk=None, group=None, detached=False,
 ):  # fmt: skip
-    """`recurrent` in matrix products: the mathematics stands in `sleepnet.ops.chunk_scan`.
+    """`recurrent` in matrix products; see `chunk_scan` for the mathematics.
 
     Differentiable in reverse mode only. The backward pass keeps the inputs, the state before each
     chunk and an inverse (C, C) per chunk, and computes the rest again: memory linear in T.

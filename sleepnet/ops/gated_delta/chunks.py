@@ -12,7 +12,7 @@ from jax import lax
 from sleepnet.config import RULES, as_chunk, choices
 from sleepnet.integers import as_integer
 from sleepnet.ops.exact import einsum
-from sleepnet.ops.triangular import unit_lower_inverse
+from sleepnet.ops.gated_delta.triangular import unit_lower_inverse
 
 # Measured by `launch.benchmark --suite=rule`: tokens of a chunk at most, and heads (over rows and
 # chunks) that are prepared at once. On CPU what is prepared should stay in the cache.

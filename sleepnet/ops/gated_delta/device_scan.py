@@ -4,7 +4,7 @@ Each device holds T consecutive tokens. Over any span the rule is an affine map 
 S_out = M S_in + R, and maps compose; so each device folds its own tokens into (M, R), all devices
 exchange theirs in one message, whose size does not depend on T, and each runs its tokens from the
 state that the maps of the devices before it make. Within a chunk, in the terms of
-`sleepnet.ops.chunk_scan` and with U = X β V and W = X β γ K (arXiv 2412.06464, section 3.3),
+`chunk_scan` and with U = X β V and W = X β γ K (arXiv 2412.06464, section 3.3),
 
     S' = γ_C S + (τ K)ᵀ (U - W S),      O = γ Q S + P (U - W S),
 
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.ops import chunks
 from sleepnet.ops.exact import einsum
+from sleepnet.ops.gated_delta import chunks
 
 
 class _Chunk(NamedTuple):

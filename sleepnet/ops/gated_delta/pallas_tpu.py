@@ -23,8 +23,9 @@ from jax.interpreters import batching, mlir
 
 from sleepnet.config import KERNEL_CHUNKS, as_kernel_chunk, choices
 from sleepnet.integers import as_integer
-from sleepnet.ops import chunks, gated_delta
+from sleepnet.ops import gated_delta
 from sleepnet.ops.exact import einsum
+from sleepnet.ops.gated_delta import chunks
 
 DTYPES = ("float32", "bfloat16")
 CHUNK = 64  # tokens of a chunk, if the caller has no wish

@@ -29,10 +29,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.loop import loop
-from sleepnet.ops import chunks
 from sleepnet.ops.exact import einsum
-from sleepnet.ops.triangular import unit_lower_inverse
+from sleepnet.ops.gated_delta import chunks
+from sleepnet.ops.gated_delta.triangular import unit_lower_inverse
+from sleepnet.ops.scan import loop
 
 # Written out, a few chunks are faster than a loop of them; many would be slow to compile.
 MAX_WRITTEN_OUT = 4
