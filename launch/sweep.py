@@ -21,8 +21,9 @@ from absl import flags
 from launch import cli
 from launch.live_line import notify
 from launch.sweeps import space
-from sleepnet import flops, storage, tasks
+from sleepnet import storage, tasks
 from sleepnet.config import ConfigError
+from sleepnet.nn import flops
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_path("workdir", None, "Folder of all runs.", required=True)

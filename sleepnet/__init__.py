@@ -9,8 +9,8 @@ from sleepnet.cache import init_state
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.decode import Decoder
 from sleepnet.engine import Drawn, Ended, Engine, EngineFull, Limits
-from sleepnet.model import init_params
 from sleepnet.nap import Nap, begin_sleep, continue_sleep, finish_sleep
+from sleepnet.nn.model import init_params
 from sleepnet.rollout import Rollout, rollout
 from sleepnet.sampling import Sampling
 from sleepnet.session import Session, SessionError

@@ -11,7 +11,7 @@ from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
 from sleepnet.integers import as_integer
-from sleepnet.model import check_arrays, conv_channels, empty_past
+from sleepnet.nn.model import check_arrays, conv_channels, empty_past
 from sleepnet.ops import rope
 from sleepnet.types import (
     AttentionCache,

@@ -37,9 +37,9 @@ from sleepnet import cache, parallel
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
-from sleepnet.model import check_params
 from sleepnet.nap import begin_own_sleep, continue_sleep, finish_sleep
-from sleepnet.parts import on_one_device
+from sleepnet.nn.fsdp import on_one_device
+from sleepnet.nn.model import check_params
 from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots

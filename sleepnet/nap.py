@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sleepnet import cache, model, storage
+from sleepnet import cache, storage
 from sleepnet.config import ModelConfig, split_pattern
 from sleepnet.integers import as_integer
+from sleepnet.nn import model
 from sleepnet.sleep import check_sleep, commit
 from sleepnet.types import DeltaCache, WakeState, WindowCache
 from sleepnet.wake import at_hand

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sleepnet import cache, model
+from sleepnet import cache
 from sleepnet.config import ModelConfig
 from sleepnet.integers import as_integers, as_tuple, to_int32
+from sleepnet.nn import model
 from sleepnet.ops.scan import loop
 from sleepnet.sleep import live_window
 from sleepnet.types import Array, FastWeights

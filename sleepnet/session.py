@@ -23,8 +23,8 @@ from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.decode import Decoder, longest_piece
 from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
-from sleepnet.model import check_params, nll
-from sleepnet.parts import devices_of
+from sleepnet.nn.fsdp import devices_of
+from sleepnet.nn.model import check_params, nll
 from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
 from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import CONTEXT, Tokenizer, load_tokenizer

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sleepnet.config import ConfigError, ExperimentConfig
-from sleepnet.parts import Part, whole
+from sleepnet.nn.fsdp import Part, whole
 
 DATA, FSDP = AXES = ("data", "fsdp")
 

@@ -16,7 +16,8 @@ from agreement import dot_products, is_highest
 from minds import params, stream
 
 import sleepnet
-from sleepnet import cache, flops, nap
+from sleepnet import cache, nap
+from sleepnet.nn import flops
 
 CORE_AND_CODA = sleepnet.ModelConfig(
     vocab_size=16, pattern="[AG]G", d_model=32, window=16, num_heads=2, unroll=True

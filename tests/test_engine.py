@@ -30,7 +30,7 @@ from sleepnet.engine import (
     Limits,
 )
 from sleepnet.mind_file import Mind
-from sleepnet.parts import devices_of
+from sleepnet.nn.fsdp import devices_of
 from sleepnet.sampling import Sampling, sample, stack
 
 CONFIG = sleepnet.ModelConfig(

@@ -19,8 +19,9 @@ from minds import CONFIGS, TINY, L, older, params, stream
 from reference import Mind, log_softmax
 
 import sleepnet
-from sleepnet import cache, model
+from sleepnet import cache
 from sleepnet.config import RULES
+from sleepnet.nn import model
 from sleepnet.sleep import live_window
 
 QUICK = dataclasses.replace(TINY, unroll=True)

@@ -12,8 +12,9 @@ from agreement import GRADIENTS, assert_agree, assert_identical, rows
 from minds import CONFIGS, HARD, SLIDING, TINY, params
 
 import sleepnet
-from sleepnet import cache, flops, parallel
+from sleepnet import cache, parallel
 from sleepnet.evaluation.programs import Program
+from sleepnet.nn import flops
 from sleepnet.sleep import at_dusk
 
 # Three devices hold 10, 10 and 9 tokens; eight hold 4, and the last 1.

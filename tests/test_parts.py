@@ -9,7 +9,7 @@ import pytest
 from agreement import assert_agree
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sleepnet.parts import Part, on_one_device, used_whole
+from sleepnet.nn.fsdp import Part, on_one_device, used_whole
 
 DEVICES = 2
 

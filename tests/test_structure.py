@@ -13,11 +13,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # module or for a whole package.
 RANKS = {
     "integers": -1,
-    "config": 0, "types": 0, "strict_json": 0, "parts": 0, "input_files": 0,
+    "config": 0, "types": 0, "strict_json": 0, "input_files": 0,
     "storage": 1,
     "ops": 1, "sampling": 1, "tokenizer": 1,
-    "layers": 2, "flops": 2,
-    "model": 3,
+    "nn": 2,
     "cache": 4,
     "wake": 5,
     "sleep": 6,
@@ -36,7 +35,6 @@ LEAVES = {
     "types": set(),
     "strict_json": set(),
     "storage": {"strict_json"},
-    "parts": set(),
     "input_files": set(),
     "sampling": {"config", "integers", "types"},
     "tokenizer": {"config", "input_files"},

@@ -15,8 +15,8 @@ TPUs, and never ran on one. Sequences of 8192 tokens in windows of 2048; N = 1 a
 - **Memory** is per device, in GB of 10^9 bytes, against that of the data sheet. Temporary holds
   gradients, activations and parameters made whole. Train splits the optimizer's state as its
   parameters.
-- **Model TFLOP** are the products of `sleepnet.flops` with a backward pass twice as dear, nothing
-  computed again; **TFLOP** those of the compiled program, with loops as often as they run;
+- **Model TFLOP** are the products of `sleepnet.nn.flops` with a backward pass twice as dear,
+  nothing computed again; **TFLOP** those of the compiled program, with loops as often as they run;
   **as bf16 passes** counts a float32 product at the highest precision, as all are that touch a fast
   weight, six times. **HBM** is what instructions read and write outside the chip, an estimate;
   **sent** what a device sends if each collective runs in a ring. All per device and step.

@@ -13,7 +13,7 @@ import sleepnet
 from launch.ahead.topologies import Topology
 from sleepnet import decode, parallel, sharding, tasks
 from sleepnet.config import PARTS, ExperimentConfig, ModelConfig
-from sleepnet.flops import part_flops, training_flops
+from sleepnet.nn.flops import part_flops, training_flops
 from sleepnet.ops.gated_delta import chunks
 from sleepnet.sleep import at_dusk
 from sleepnet.training.step import init_train_state, make_train_step

@@ -17,8 +17,9 @@ import jax
 from experiments import depo_small
 from launch import cli
 from launch.suites import Options
-from sleepnet import flops, tasks
+from sleepnet import tasks
 from sleepnet.evaluation.latency import interleaved
+from sleepnet.nn import flops
 from sleepnet.training.step import init_train_state, make_train_step
 
 TAKES = ("repeats",)

@@ -35,9 +35,10 @@ import sleepnet
 from launch.suites import Options
 from launch.suites.machine import Machine, machine_calls
 from launch.suites.wake import token_bytes
-from sleepnet import cache, decode, flops
+from sleepnet import cache, decode
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.evaluation.latency import Timing, interleaved
+from sleepnet.nn import flops
 from sleepnet.types import WakeState
 
 TAKES = ("repeats",)

@@ -22,9 +22,9 @@ import numpy as np
 import sleepnet
 from launch.suites import Options
 from launch.suites.machine import Machine, machine_calls
-from sleepnet import flops
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.evaluation.latency import interleaved
+from sleepnet.nn import flops
 
 TAKES = ("repeats",)
 CONFIG = ModelConfig(vocab_size=8192, pattern="AG" * 7, d_model=512, window=256, num_heads=8)

@@ -12,7 +12,7 @@ from sleepnet.cache import init_state, select_states
 from sleepnet.config import ExperimentConfig, ModelConfig
 from sleepnet.evaluation.accuracy import compiled_score
 from sleepnet.integers import as_integer
-from sleepnet.model import nll
+from sleepnet.nn.model import nll
 from sleepnet.sleep import sleep
 from sleepnet.tasks import Example
 from sleepnet.wake import wake

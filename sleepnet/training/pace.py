@@ -2,8 +2,8 @@
 
 import time
 
-from sleepnet import flops
 from sleepnet.config import ExperimentConfig
+from sleepnet.nn import flops
 from sleepnet.tasks import Task
 
 

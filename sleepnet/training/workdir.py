@@ -10,7 +10,7 @@ import jax
 
 from sleepnet import storage
 from sleepnet.config import ExperimentConfig, contents, from_dict
-from sleepnet.model import init_params
+from sleepnet.nn.model import init_params
 from sleepnet.training import clock, rollbacks
 from sleepnet.training.checkpoint import Checkpoints
 

@@ -14,8 +14,8 @@ import waiting
 import sleepnet
 from launch import peers
 from launch.suites import Options, devices, gradients, horizon, report, rule, sleep, tpu, wake
-from sleepnet import flops
 from sleepnet.config import ConfigError
+from sleepnet.nn import flops
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPE = (1, 24, 2, 8)

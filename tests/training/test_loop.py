@@ -18,7 +18,7 @@ from sleepnet.config import (
     ModelConfig,
     TrainingConfig,
 )
-from sleepnet.model import init_params
+from sleepnet.nn.model import init_params
 from sleepnet.storage import StorageError
 from sleepnet.training import checkpoint, loop
 from sleepnet.training.checkpoint import Checkpoints

@@ -10,7 +10,7 @@ from agreement import assert_agree
 from optax.contrib import MuonDimensionNumbers, muon
 
 from sleepnet.config import ModelConfig, TrainingConfig
-from sleepnet.model import init_params
+from sleepnet.nn.model import init_params
 from sleepnet.training.optimizer import at_step, is_decayed, labels, optimizer, schedule
 
 MODEL = ModelConfig(

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from sleepnet.config import PARTS, ModelConfig
-from sleepnet.layers import BLOCKS
+from sleepnet.nn.fsdp import used_whole, whole
+from sleepnet.nn.layers import BLOCKS
 from sleepnet.ops import norm
 from sleepnet.ops.scan import loop
-from sleepnet.parts import used_whole, whole
 from sleepnet.types import AttentionCache, DeltaCache, Span
 
 NAMES = {"A": "attention", "G": "gated_delta"}

@@ -1,0 +1,1 @@
+"""The network: blocks, the model that stacks them, its cost, and parameters split over devices."""
