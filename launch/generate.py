@@ -38,11 +38,11 @@ from sleepnet.config import (
     ModelConfig,
     TextConfig,
 )
+from sleepnet.cycle.policies import FixedPasses, Policy, UntilStill, WithinSeconds
+from sleepnet.cycle.wake import check_vocabulary
 from sleepnet.session import Session, SessionError
-from sleepnet.sleep_policies import FixedPasses, Policy, UntilStill, WithinSeconds
 from sleepnet.tokenizer import Tokenizer, load_tokenizer, task_tokenizer
 from sleepnet.training.workdir import load_config, load_params
-from sleepnet.wake import check_vocabulary
 
 _WORKDIR = cli.define_path("workdir", None, "Folder of a trained run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to take; the last by default.")

@@ -4,20 +4,20 @@ Wake is one cheap pass per token over a short window; sleep folds the window int
 persistent fast weights by N offline passes. After Lee et al. 2026, arXiv 2605.26099.
 """
 
-from sleepnet import parallel
-from sleepnet.cache import init_state
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.cycle import parallel
+from sleepnet.cycle.cache import init_state
+from sleepnet.cycle.policies import FixedPasses, Spent, UntilStill, WithinSeconds, sleep_by
+from sleepnet.cycle.rollout import Rollout, rollout
+from sleepnet.cycle.sleep import sleep, sleep_from_tokens
+from sleepnet.cycle.slices import Nap, begin_sleep, continue_sleep, finish_sleep
+from sleepnet.cycle.wake import wake
 from sleepnet.decode import Decoder
 from sleepnet.engine import Drawn, Ended, Engine, EngineFull, Limits
-from sleepnet.nap import Nap, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.nn.model import init_params
-from sleepnet.rollout import Rollout, rollout
 from sleepnet.sampling import Sampling
 from sleepnet.session import Session, SessionError
-from sleepnet.sleep import sleep, sleep_from_tokens
-from sleepnet.sleep_policies import FixedPasses, Spent, UntilStill, WithinSeconds, sleep_by
 from sleepnet.types import WakeState, WindowCache
-from sleepnet.wake import wake
 
 __version__ = "0.1.0"
 

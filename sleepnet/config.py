@@ -65,7 +65,7 @@ class ModelConfig:
     window: int = 24  # tokens per window, L
     passes: int = 4  # N; N = 1 is the plain hybrid with eviction
     # Passes of a window, its last, that gradients reach; in those before, they go back through the
-    # fast weights alone (`sleepnet.sleep.refine`). None: all. Our choice.
+    # fast weights alone (`sleepnet.cycle.sleep.refine`). None: all. Our choice.
     gradient_passes: int = FOLLOWS
     eviction: str = "hard"  # what leaves at a boundary: all keys and values, or all but L - 1
 

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.cycle import cache
+from sleepnet.cycle.sleep import sleep
+from sleepnet.cycle.wake import check_tokens, of_last_token, unshared, wake
 from sleepnet.integers import as_integers, to_int32
-from sleepnet.sleep import sleep
 from sleepnet.types import Array, WakeState, WindowCache
-from sleepnet.wake import check_tokens, of_last_token, unshared, wake
 
 # Several tokens are read in pieces of these sizes, padded: few programs to compile, and of what
 # they compute at least a quarter is used.

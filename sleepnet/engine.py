@@ -33,19 +33,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sleepnet import cache, parallel
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.cycle import cache, parallel
+from sleepnet.cycle.policies import FixedPasses
+from sleepnet.cycle.slices import begin_own_sleep, continue_sleep, finish_sleep
+from sleepnet.cycle.wake import as_ids
 from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
-from sleepnet.nap import begin_own_sleep, continue_sleep, finish_sleep
 from sleepnet.nn.fsdp import on_one_device
 from sleepnet.nn.model import check_params
 from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
-from sleepnet.sleep_policies import FixedPasses
 from sleepnet.slots import Slots
 from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState
-from sleepnet.wake import as_ids
 
 LENGTH, STOP, CANCELLED, FAILED = REASONS = ("length", "stop", "cancelled", "failed")
 GREEDY = Sampling(temperature=0)

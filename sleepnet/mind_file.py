@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from sleepnet import cache, storage, strict_json
+from sleepnet import storage, strict_json
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.cycle import cache
+from sleepnet.cycle.policies import POLICIES, Policy
+from sleepnet.cycle.wake import check_vocabulary
 from sleepnet.integers import as_integer, as_integers
 from sleepnet.sampling import Sampling
-from sleepnet.sleep_policies import POLICIES, Policy
 from sleepnet.storage import StorageError
 from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState
-from sleepnet.wake import check_vocabulary
 
 FORMAT = 1
 # What another config may say of the same mind: nothing that its numbers depend on but for rounding.

@@ -18,18 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleepnet import cache, mind_file
+from sleepnet import mind_file
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.cycle import cache
+from sleepnet.cycle.policies import Policy, Spent, policy_of, sleep_by
+from sleepnet.cycle.wake import as_ids
 from sleepnet.decode import Decoder, longest_piece
 from sleepnet.integers import as_integer
 from sleepnet.mind_file import Mind
 from sleepnet.nn.fsdp import devices_of
 from sleepnet.nn.model import check_params, nll
 from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
-from sleepnet.sleep_policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.tokenizer import CONTEXT, Tokenizer, load_tokenizer
 from sleepnet.types import Array, WakeState
-from sleepnet.wake import as_ids
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from sleepnet import cache
 from sleepnet.config import ModelConfig
+from sleepnet.cycle import cache
+from sleepnet.cycle.wake import wake
 from sleepnet.decode import apart, shared, stacked, unstack_state
 from sleepnet.sampling import Samplers, sample
 from sleepnet.types import Array, WakeState
-from sleepnet.wake import wake
 
 
 class Slots:

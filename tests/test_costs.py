@@ -16,7 +16,7 @@ from agreement import dot_products, is_highest
 from minds import params, stream
 
 import sleepnet
-from sleepnet import cache, nap
+from sleepnet.cycle import cache, slices
 from sleepnet.nn import flops
 
 CORE_AND_CODA = sleepnet.ModelConfig(
@@ -230,7 +230,7 @@ def test_in_bfloat16_only_the_rule_computes_in_float32():
     config = dataclasses.replace(CORE_AND_CODA, passes=3, unroll=False, compute_dtype="bfloat16")
     state, run = sleepnet.init_state(config, 2), functools.partial(sleepnet.sleep, config=config)
     one_piece = jax.jit(run).lower(params(config), state)
-    one_slice = nap._slice.lower(
+    one_slice = slices._slice.lower(
         params(config), state.window, np.int32(0), config=config, part="core", tokens=8
     )
     for lowered in (one_piece, one_slice):

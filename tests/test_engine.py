@@ -14,10 +14,10 @@ import waiting
 
 import sleepnet
 from sleepnet import engine as engine_module
-from sleepnet import nap as nap_module
 from sleepnet import sharding
 from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
+from sleepnet.cycle import slices as nap_module
 from sleepnet.engine import (
     CANCELLED,
     FAILED,

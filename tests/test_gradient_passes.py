@@ -19,10 +19,10 @@ from minds import CONFIGS, TINY, L, older, params, stream
 from reference import Mind, log_softmax
 
 import sleepnet
-from sleepnet import cache
 from sleepnet.config import RULES
+from sleepnet.cycle import cache
+from sleepnet.cycle.sleep import live_window
 from sleepnet.nn import model
-from sleepnet.sleep import live_window
 
 QUICK = dataclasses.replace(TINY, unroll=True)
 TOKENS, TARGETS = stream()[:2, :3], stream(7)[:2, :3]  # two rows of three windows

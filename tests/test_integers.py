@@ -16,7 +16,8 @@ from minds import HARD, B, L
 
 import sleepnet
 from sleepnet import config as configs
-from sleepnet import decode, nap, tasks
+from sleepnet import decode, tasks
+from sleepnet.cycle import slices
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.streaming import agreement
@@ -169,7 +170,7 @@ def test_an_integer_of_any_type_is_that_integer(name):
     programs = compiled()
     for kind in INTEGERS.values():
         result = call(kind(value))
-        if isinstance(result, sleepnet.WakeState | nap.Nap | sleepnet.Rollout | tasks.Example):
+        if isinstance(result, sleepnet.WakeState | slices.Nap | sleepnet.Rollout | tasks.Example):
             assert_identical(result, expected)
         elif isinstance(result, np.ndarray | dict):
             jax.tree.map(np.testing.assert_array_equal, result, expected)
@@ -193,7 +194,7 @@ def compiled() -> int:
         function._cache_size()
         for function in (
             sleepnet.sleep.__globals__["_sleep"], sleepnet.sleep.__globals__["_sleep_from_tokens"],
-            sleepnet.wake.__globals__["_wake"], nap._slice, decode.step, decode.read,
+            sleepnet.wake.__globals__["_wake"], slices._slice, decode.step, decode.read,
         )
     )  # fmt: skip
 

@@ -12,10 +12,10 @@ from agreement import GRADIENTS, assert_agree, assert_identical, rows
 from minds import CONFIGS, HARD, SLIDING, TINY, params
 
 import sleepnet
-from sleepnet import cache, parallel
+from sleepnet.cycle import cache, parallel
+from sleepnet.cycle.sleep import at_dusk
 from sleepnet.evaluation.programs import Program
 from sleepnet.nn import flops
-from sleepnet.sleep import at_dusk
 
 # Three devices hold 10, 10 and 9 tokens; eight hold 4, and the last 1.
 WIDE = {"hard": HARD, "sliding": SLIDING}
@@ -198,7 +198,7 @@ def test_fewer_devices_than_were_asked_for_are_worth_one_warning(caplog):
 def logged(caplog, batch, **chosen):
     """What the log says of a sleep whose passes need no devices."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="sleepnet.parallel"):
+    with caplog.at_level(logging.INFO, logger=parallel.__name__):
         parallel.sleep(
             params(TINY), sleepnet.init_state(TINY, batch), config=TINY, passes=1, **chosen
         )

@@ -13,7 +13,7 @@ from minds import woken as wake_window
 from reference import Mind, fast_weights
 
 import sleepnet
-from sleepnet import cache
+from sleepnet.cycle import cache
 from sleepnet.types import WakeState
 
 both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

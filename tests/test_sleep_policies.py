@@ -14,7 +14,7 @@ from test_session import CONFIG, L, life, older, session
 
 import sleepnet
 from sleepnet import ConfigError, FixedPasses, Spent, UntilStill, WithinSeconds, sleep_by
-from sleepnet.sleep import _relative_change
+from sleepnet.cycle.sleep import _relative_change
 
 
 def evening(config=CONFIG):

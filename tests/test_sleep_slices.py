@@ -13,9 +13,9 @@ from minds import CONFIGS, RAGGED, SLIDING, TINY, B, L, W, newborn, params, stre
 from reference import Mind, fast_weights
 
 import sleepnet
-from sleepnet import cache
+from sleepnet.cycle import cache
+from sleepnet.cycle.slices import _slice
 from sleepnet.evaluation.programs import Program
-from sleepnet.nap import _slice
 from sleepnet.nn import flops, model
 
 both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -17,11 +17,9 @@ RANKS = {
     "storage": 1,
     "ops": 1, "sampling": 1, "tokenizer": 1,
     "nn": 2,
-    "cache": 4,
-    "wake": 5,
-    "sleep": 6,
-    "rollout": 7, "nap": 7, "decode": 7,
-    "parallel": 8, "sharding": 8, "sleep_policies": 8, "slots": 8,
+    "cycle": 4,
+    "decode": 7,
+    "sharding": 8, "slots": 8,
     "mind_file": 9,
     "session": 10, "engine": 10,
     "tasks": 10,
@@ -130,7 +128,9 @@ def test_nothing_leans_on_the_inside_of_jax(name):
     assert "_src" not in attributes
 
 
-@pytest.mark.parametrize("name", sorted(set(LIBRARY) - {"sleepnet.parallel", "sleepnet.sharding"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(LIBRARY) - {"sleepnet.cycle.parallel", "sleepnet.sharding"})
+)
 def test_only_two_modules_know_of_devices(name):
     """pmap, meshes and shardings are named in `parallel` (sleep) and `sharding` (training)."""
     names = {node.attr for node in ast.walk(LIBRARY[name]) if isinstance(node, ast.Attribute)}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 
 import chex
 import jax
@@ -16,9 +15,9 @@ from hypothesis import strategies as st
 from minds import CONFIGS, HARD, SLIDING, TINY, B, L, newborn, older, params, stream, woken
 
 import sleepnet
+from sleepnet.cycle import wake as module
 from sleepnet.types import WakeState
 
-module = importlib.import_module("sleepnet.wake")
 both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 

@@ -20,13 +20,13 @@ import numpy as np
 import sleepnet
 from launch.suites import Options
 from launch.suites.rule import rule_inputs
-from sleepnet import parallel
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.cycle import parallel
+from sleepnet.cycle.sleep import at_dusk
 from sleepnet.evaluation.latency import interleaved
 from sleepnet.evaluation.programs import Program
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import device_scan
-from sleepnet.sleep import at_dusk
 
 TAKES = ("repeats", "shapes")
 SHAPES = ((1, 8192, 2, 64), (1, 8192, 2, 128), (1, 32768, 2, 128))

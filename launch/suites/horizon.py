@@ -35,8 +35,9 @@ import sleepnet
 from launch.suites import Options
 from launch.suites.machine import Machine, machine_calls
 from launch.suites.wake import token_bytes
-from sleepnet import cache, decode
+from sleepnet import decode
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.cycle import cache
 from sleepnet.evaluation.latency import Timing, interleaved
 from sleepnet.nn import flops
 from sleepnet.types import WakeState

@@ -25,12 +25,13 @@ from launch.ahead.steps import shapes
 from launch.ahead.topologies import topology
 from launch.chips import CHIPS
 from launch.suites import Options
-from sleepnet import decode, parallel
+from sleepnet import decode
 from sleepnet.config import ModelConfig
+from sleepnet.cycle import parallel
+from sleepnet.cycle.sleep import at_dusk
 from sleepnet.evaluation.programs import Program
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import chunks, pallas_tpu
-from sleepnet.sleep import at_dusk
 
 TAKES = ()
 RULE_TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:4x4")

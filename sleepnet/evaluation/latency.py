@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from sleepnet.cache import init_state
 from sleepnet.config import ModelConfig
-from sleepnet.sleep import sleep
+from sleepnet.cycle.cache import init_state
+from sleepnet.cycle.sleep import sleep
+from sleepnet.cycle.wake import wake
 from sleepnet.types import WakeState
-from sleepnet.wake import wake
 
 Key = TypeVar("Key", bound=Hashable)
 

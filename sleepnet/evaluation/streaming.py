@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleepnet import tasks
-from sleepnet.cache import init_state, select_states
 from sleepnet.config import ExperimentConfig, ModelConfig
+from sleepnet.cycle.cache import init_state, select_states
+from sleepnet.cycle.sleep import sleep
+from sleepnet.cycle.wake import wake
 from sleepnet.evaluation.accuracy import compiled_score
 from sleepnet.integers import as_integer
 from sleepnet.nn.model import nll
-from sleepnet.sleep import sleep
 from sleepnet.tasks import Example
-from sleepnet.wake import wake
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

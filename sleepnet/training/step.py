@@ -7,8 +7,8 @@ from flax import struct
 
 from sleepnet import sharding
 from sleepnet.config import ModelConfig, TrainingConfig, check_trainable
+from sleepnet.cycle.rollout import Rollout, rollout
 from sleepnet.nn.model import init_params
-from sleepnet.rollout import Rollout, rollout
 from sleepnet.training import guard
 from sleepnet.training.optimizer import at_step, optimizer
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import attend
 
 import sleepnet
-from sleepnet import cache
+from sleepnet.cycle import cache
 from sleepnet.ops import window_attention
 
 B, T, S, G, H, D = 2, 3, 7, 2, 4, 6

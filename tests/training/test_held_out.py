@@ -10,7 +10,7 @@ import pytest
 
 from sleepnet import sharding, tasks
 from sleepnet.config import DepoConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
-from sleepnet.rollout import Rollout
+from sleepnet.cycle.rollout import Rollout
 from sleepnet.training import held_out
 from sleepnet.training.held_out import ACCURACY, LOSS, HeldOut
 from sleepnet.training.votes import Votes

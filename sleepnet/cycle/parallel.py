@@ -20,14 +20,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sleepnet import cache
 from sleepnet.config import ModelConfig, choices
+from sleepnet.cycle import cache
+from sleepnet.cycle.sleep import (
+    at_dusk,
+    check_ingestion,
+    check_sleep,
+    commit,
+    ingest,
+    refine_window,
+)
+from sleepnet.cycle.sleep import sleep as sleep_on_one
+from sleepnet.cycle.sleep import sleep_from_tokens as sleep_from_tokens_on_one
+from sleepnet.cycle.wake import at_hand
 from sleepnet.integers import as_integer
-from sleepnet.sleep import at_dusk, check_ingestion, check_sleep, commit, ingest, refine_window
-from sleepnet.sleep import sleep as sleep_on_one
-from sleepnet.sleep import sleep_from_tokens as sleep_from_tokens_on_one
 from sleepnet.types import WakeState
-from sleepnet.wake import at_hand
 
 AXES = ("window", "sessions")
 _log = logging.getLogger(__name__)

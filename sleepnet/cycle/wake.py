@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.cycle import cache
 from sleepnet.integers import as_integers, to_int32
 from sleepnet.nn import model
 from sleepnet.types import Array, Pasts, Span, WakeState

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sleepnet import cache
 from sleepnet.config import ModelConfig
+from sleepnet.cycle import cache
+from sleepnet.cycle.sleep import live_window
+from sleepnet.cycle.wake import at_hand, check_vocabulary
 from sleepnet.integers import as_integers, as_tuple, to_int32
 from sleepnet.nn import model
 from sleepnet.ops.scan import loop
-from sleepnet.sleep import live_window
 from sleepnet.types import Array, FastWeights
-from sleepnet.wake import at_hand, check_vocabulary
 
 
 @struct.dataclass

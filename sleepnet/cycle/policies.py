@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import jax
 
-from sleepnet import cache
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.cycle import cache
+from sleepnet.cycle.sleep import at_dusk, end_passes, one_pass, sleep
 from sleepnet.integers import as_integer
-from sleepnet.sleep import at_dusk, end_passes, one_pass, sleep
 from sleepnet.types import WakeState
 
 

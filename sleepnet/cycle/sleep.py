@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sleepnet import cache
 from sleepnet.config import PARTS, ModelConfig
+from sleepnet.cycle import cache
+from sleepnet.cycle.wake import at_hand, check_call, first_pass, unshared
 from sleepnet.integers import as_integer
 from sleepnet.nn import model
 from sleepnet.ops.scan import loop
 from sleepnet.types import Carried, FastWeights, Span, WakeState
-from sleepnet.wake import at_hand, check_call, first_pass, unshared
 
 
 def sleep(

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sleepnet import cache, storage
+from sleepnet import storage
 from sleepnet.config import ModelConfig, split_pattern
+from sleepnet.cycle import cache
+from sleepnet.cycle.sleep import check_sleep, commit
+from sleepnet.cycle.wake import at_hand
 from sleepnet.integers import as_integer
 from sleepnet.nn import model
-from sleepnet.sleep import check_sleep, commit
 from sleepnet.types import DeltaCache, WakeState, WindowCache
-from sleepnet.wake import at_hand
 
 
 @struct.dataclass
