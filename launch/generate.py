@@ -40,7 +40,7 @@ from sleepnet.config import (
 )
 from sleepnet.cycle.policies import FixedPasses, Policy, UntilStill, WithinSeconds
 from sleepnet.cycle.wake import check_vocabulary
-from sleepnet.session import Session, SessionError
+from sleepnet.inference.session import Session, SessionError
 from sleepnet.tokenizer import Tokenizer, load_tokenizer, task_tokenizer
 from sleepnet.training.workdir import load_config, load_params
 

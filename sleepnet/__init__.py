@@ -12,11 +12,11 @@ from sleepnet.cycle.rollout import Rollout, rollout
 from sleepnet.cycle.sleep import sleep, sleep_from_tokens
 from sleepnet.cycle.slices import Nap, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.cycle.wake import wake
-from sleepnet.decode import Decoder
-from sleepnet.engine import Drawn, Ended, Engine, EngineFull, Limits
+from sleepnet.inference.decoder import Decoder
+from sleepnet.inference.engine import Drawn, Ended, Engine, EngineFull, Limits
+from sleepnet.inference.sampling import Sampling
+from sleepnet.inference.session import Session, SessionError
 from sleepnet.nn.model import init_params
-from sleepnet.sampling import Sampling
-from sleepnet.session import Session, SessionError
 from sleepnet.types import WakeState, WindowCache
 
 __version__ = "0.1.0"

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sleepnet
-from sleepnet.engine import CANCELLED, FAILED, LENGTH, Drawn, EngineFull, Limits
-from sleepnet.mind_file import Mind
-from sleepnet.sampling import Sampling
+from sleepnet.inference.engine import CANCELLED, FAILED, LENGTH, Drawn, EngineFull, Limits
+from sleepnet.inference.sampling import Sampling
+from sleepnet.inference.snapshot import Mind
 
 CONFIG = sleepnet.ModelConfig(
     vocab_size=16, pattern="AG", d_model=16, num_heads=2, window=8, passes=3

@@ -13,12 +13,12 @@ import pytest
 import waiting
 
 import sleepnet
-from sleepnet import engine as engine_module
 from sleepnet import sharding
-from sleepnet import slots as slots_module
 from sleepnet.config import ConfigError
 from sleepnet.cycle import slices as nap_module
-from sleepnet.engine import (
+from sleepnet.inference import engine as engine_module
+from sleepnet.inference import slots as slots_module
+from sleepnet.inference.engine import (
     CANCELLED,
     FAILED,
     LENGTH,
@@ -29,9 +29,9 @@ from sleepnet.engine import (
     EngineFull,
     Limits,
 )
-from sleepnet.mind_file import Mind
+from sleepnet.inference.sampling import Sampling, sample, stack
+from sleepnet.inference.snapshot import Mind
 from sleepnet.nn.fsdp import devices_of
-from sleepnet.sampling import Sampling, sample, stack
 
 CONFIG = sleepnet.ModelConfig(
     vocab_size=16, pattern="G[AG]G", d_model=16, num_heads=2, window=8, passes=3,

@@ -16,16 +16,17 @@ from minds import HARD, B, L
 
 import sleepnet
 from sleepnet import config as configs
-from sleepnet import decode, tasks
+from sleepnet import tasks
 from sleepnet.cycle import slices
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.streaming import agreement
+from sleepnet.inference import decoder
+from sleepnet.inference.sampling import stop_ids
+from sleepnet.inference.snapshot import Mind
 from sleepnet.integers import as_integer
-from sleepnet.mind_file import Mind
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import pallas_tpu
-from sleepnet.sampling import stop_ids
 
 SMALL = dataclasses.replace(HARD, pattern="G", passes=2)
 PARAMS = minds.params(SMALL)
@@ -194,7 +195,7 @@ def compiled() -> int:
         function._cache_size()
         for function in (
             sleepnet.sleep.__globals__["_sleep"], sleepnet.sleep.__globals__["_sleep_from_tokens"],
-            sleepnet.wake.__globals__["_wake"], slices._slice, decode.step, decode.read,
+            sleepnet.wake.__globals__["_wake"], slices._slice, decoder.step, decoder.read,
         )
     )  # fmt: skip
 

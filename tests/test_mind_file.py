@@ -14,7 +14,8 @@ from minds import HARD, TINY
 from test_session import CONFIG, L, Y, everything, life, older, session, write_words
 
 import sleepnet
-from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, mind_file, storage
+from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, storage
+from sleepnet.inference import snapshot
 from sleepnet.storage import StorageError
 from sleepnet.tokenizer import CONTEXT
 
@@ -221,7 +222,7 @@ def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):
             Session.from_mind(minds.params(CONFIG), wrong, config=CONFIG)
     for changes, complaint in saved:
         wrong = dataclasses.replace(mind, **changes)
-        mind_file.save(path, wrong, config=CONFIG, params=one._params.fingerprint)
+        snapshot.save(path, wrong, config=CONFIG, params=one._params.fingerprint)
         with pytest.raises(StorageError, match=f"{path}: .*{complaint}"):
             load(path)
 

@@ -10,7 +10,7 @@ import scipy.stats
 
 import sleepnet
 from sleepnet import ConfigError, Sampling
-from sleepnet.sampling import sample, stack
+from sleepnet.inference.sampling import sample, stack
 
 Y = 11
 LOGITS_Y = np.random.default_rng(0).normal(0, 2, Y).astype(np.float32)

@@ -11,10 +11,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 
 import sleepnet
 from launch.ahead.topologies import Topology
-from sleepnet import decode, sharding, tasks
+from sleepnet import sharding, tasks
 from sleepnet.config import PARTS, ExperimentConfig, ModelConfig
 from sleepnet.cycle import parallel
 from sleepnet.cycle.sleep import at_dusk
+from sleepnet.inference import decoder
 from sleepnet.nn.flops import part_flops, training_flops
 from sleepnet.ops.gated_delta import chunks
 from sleepnet.training.step import init_train_state, make_train_step
@@ -83,15 +84,15 @@ def wake(config: ExperimentConfig, topology: Topology, rows: int) -> Step:
     params, state = shapes(model, rows)
     if topology.chip and _bytes((params, state)) > MOST * topology.chip.hbm:
         return _wake_split(model, topology, rows, params, state)
-    params = jax.eval_shape(decode.unstack_params, params)
-    state = jax.eval_shape(decode.unstack_state, state)
+    params = jax.eval_shape(decoder.unstack_params, params)
+    state = jax.eval_shape(decoder.unstack_state, state)
     tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
     here = SingleDeviceSharding(topology.devices[0])
-    arguments = _placed((params, *decode.halves(state), tokens), here)
+    arguments = _placed((params, *decoder.halves(state), tokens), here)
     return Step(
         name=f"wake {rows} rows",
         devices=1,
-        lower=lambda: decode.step.lower(*arguments, config=model),
+        lower=lambda: decoder.step.lower(*arguments, config=model),
         kinds={"parameters": _bytes(params), "state": _bytes(state), "batch": _bytes(tokens)},
         flops=rows * _token_flops(model),
     )

@@ -18,8 +18,8 @@ import numpy as np
 import sleepnet
 from launch.suites import Options
 from sleepnet.config import ModelConfig
-from sleepnet.sampling import Sampling, stack
-from sleepnet.slots import Slots
+from sleepnet.inference.sampling import Sampling, stack
+from sleepnet.inference.slots import Slots
 
 TAKES = ("repeats",)
 MODEL = ModelConfig(vocab_size=256, pattern="AGAG", d_model=256, window=64, num_heads=4, passes=4)

@@ -35,10 +35,10 @@ import sleepnet
 from launch.suites import Options
 from launch.suites.machine import Machine, machine_calls
 from launch.suites.wake import token_bytes
-from sleepnet import decode
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import cache
 from sleepnet.evaluation.latency import Timing, interleaved
+from sleepnet.inference import decoder
 from sleepnet.nn import flops
 from sleepnet.types import WakeState
 
@@ -87,9 +87,9 @@ class Reader:
     def _clock(self, T) -> float:
         tokens_BT = np.zeros((1, T), np.int32)
         began = time.perf_counter()
-        past, window = decode.halves(self.state)
-        logits_BY, window = decode.step(self._params, past, window, tokens_BT, config=self._config)
-        self.state = decode.joined(past, window)
+        past, window = decoder.halves(self.state)
+        logits_BY, window = decoder.step(self._params, past, window, tokens_BT, config=self._config)
+        self.state = decoder.joined(past, window)
         jax.block_until_ready(logits_BY)
         return 1e3 * (time.perf_counter() - began)
 
@@ -199,7 +199,7 @@ def _row(measured: _Measured, shortest: _Measured, machine: Machine) -> dict[str
 
 def sleeping(config: ModelConfig, params, ages, room: int) -> dict:
     """Minds of each age that leave `room` at the end of their window."""
-    layers, readers = decode.unstack_params(params), {}
+    layers, readers = decoder.unstack_params(params), {}
     state = sleepnet.init_state(config, 1)
     for number in range(1, max(ages) // config.window + 1):
         tokens_BL = random_tokens(config, config.window, seed=number)
@@ -209,7 +209,7 @@ def sleeping(config: ModelConfig, params, ages, room: int) -> dict:
             if room < config.window:
                 rest_BT = random_tokens(config, config.window - room)
                 _, live = _wake(params, state, rest_BT, config=config, logits="none")
-            reader = Reader(layers, decode.unstack_state(live), config)
+            reader = Reader(layers, decoder.unstack_state(live), config)
             readers["sleeps", number * config.window] = reader
     return readers
 
@@ -219,7 +219,7 @@ def _attending(attention: dict[int, ModelConfig], fitting, room: int) -> dict:
     if not fitting:
         return {}
     params = sleepnet.init_params(attention[fitting[0]], jax.random.key(0))
-    layers = decode.unstack_params(params)
+    layers = decoder.unstack_params(params)
     return {
         ("attention", context): Reader(
             layers, with_filled_cache(attention[context], context - room), attention[context]
@@ -242,7 +242,7 @@ def cache_bytes(config: ModelConfig) -> int:
 
 def with_filled_cache(config: ModelConfig, tokens: int) -> WakeState:
     """A mind with `tokens` random keys and values, every layer in arrays of its own."""
-    shapes = jax.eval_shape(lambda: decode.apart(sleepnet.init_state(config, 1)))
+    shapes = jax.eval_shape(lambda: decoder.apart(sleepnet.init_state(config, 1)))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     blocks = jax.tree.map(_normal_like, state.window.blocks)
     length_B = jnp.full((1,), tokens, jnp.int32)

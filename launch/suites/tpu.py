@@ -25,11 +25,11 @@ from launch.ahead.steps import shapes
 from launch.ahead.topologies import topology
 from launch.chips import CHIPS
 from launch.suites import Options
-from sleepnet import decode
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import parallel
 from sleepnet.cycle.sleep import at_dusk
 from sleepnet.evaluation.programs import Program
+from sleepnet.inference import decoder
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import chunks, pallas_tpu
 
@@ -74,11 +74,11 @@ def _rule_rows(name):
 
 def _wake_row(name):
     params, state = shapes(MODEL, ROWS)
-    params = jax.eval_shape(decode.unstack_params, params)
-    past, window = decode.halves(jax.eval_shape(decode.unstack_state, state))
+    params = jax.eval_shape(decoder.unstack_params, params)
+    past, window = decoder.halves(jax.eval_shape(decoder.unstack_state, state))
     tokens = jax.ShapeDtypeStruct((ROWS, 1), jnp.int32)
     compiled, seconds = _compile(
-        functools.partial(decode.step.lower, config=MODEL), name, params, past, window, tokens
+        functools.partial(decoder.step.lower, config=MODEL), name, params, past, window, tokens
     )
     return {"program": "wake", "form": "xla", **_about(compiled, seconds, name)}
 

@@ -24,7 +24,7 @@ from sleepnet.evaluation.latency import Timing, sleep_latency, wake_latency
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.evaluation.streaming import agreement
-from sleepnet.mind_file import fingerprint
+from sleepnet.inference.snapshot import fingerprint
 from sleepnet.training.workdir import differences, fixed_fields
 
 FILE, VERSION, SPLIT = "evaluation.json", 3, "test"

@@ -38,12 +38,12 @@ from sleepnet.cycle import cache, parallel
 from sleepnet.cycle.policies import FixedPasses
 from sleepnet.cycle.slices import begin_own_sleep, continue_sleep, finish_sleep
 from sleepnet.cycle.wake import as_ids
+from sleepnet.inference.sampling import Sampling, as_sampling, stack, stop_ids
+from sleepnet.inference.slots import Slots
+from sleepnet.inference.snapshot import Mind
 from sleepnet.integers import as_integer
-from sleepnet.mind_file import Mind
 from sleepnet.nn.fsdp import on_one_device
 from sleepnet.nn.model import check_params
-from sleepnet.sampling import Sampling, as_sampling, stack, stop_ids
-from sleepnet.slots import Slots
 from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState
 

@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleepnet import mind_file
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import cache
 from sleepnet.cycle.policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.cycle.wake import as_ids
-from sleepnet.decode import Decoder, longest_piece
+from sleepnet.inference import snapshot
+from sleepnet.inference.decoder import Decoder, longest_piece
+from sleepnet.inference.sampling import Sampling, as_sampling, sample, stack, stop_ids
+from sleepnet.inference.snapshot import Mind
 from sleepnet.integers import as_integer
-from sleepnet.mind_file import Mind
 from sleepnet.nn.fsdp import devices_of
 from sleepnet.nn.model import check_params, nll
-from sleepnet.sampling import Sampling, as_sampling, sample, stack, stop_ids
 from sleepnet.tokenizer import CONTEXT, Tokenizer, load_tokenizer
 from sleepnet.types import Array, WakeState
 
@@ -133,7 +133,7 @@ class Session:
         """
         known = None if tokenizer is None else _as_tokenizer(tokenizer)
         shared = _Params(params)
-        mind, config = mind_file.load(
+        mind, config = snapshot.load(
             pathlib.Path(path), config=config, params=shared.fingerprint,
             tokenizer=known.identity if known else None,
         )  # fmt: skip
@@ -178,7 +178,7 @@ class Session:
         Raises:
           StorageError: it cannot be written; what was there stays whole, and the session goes on.
         """
-        mind_file.save(
+        snapshot.save(
             pathlib.Path(path), self._mind(),
             config=self.config, params=self._params.fingerprint,
         )  # fmt: skip
@@ -539,7 +539,7 @@ class _Params:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return mind_file.fingerprint(self.tree)
+        return snapshot.fingerprint(self.tree)
 
 
 def _beside(params, mind: Mind) -> Mind:

@@ -14,8 +14,8 @@ import numpy as np
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import cache
 from sleepnet.cycle.wake import wake
-from sleepnet.decode import apart, shared, stacked, unstack_state
-from sleepnet.sampling import Samplers, sample
+from sleepnet.inference.decoder import apart, shared, stacked, unstack_state
+from sleepnet.inference.sampling import Samplers, sample
 from sleepnet.types import Array, WakeState
 
 

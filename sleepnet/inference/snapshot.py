@@ -13,8 +13,8 @@ from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import cache
 from sleepnet.cycle.policies import POLICIES, Policy
 from sleepnet.cycle.wake import check_vocabulary
+from sleepnet.inference.sampling import Sampling
 from sleepnet.integers import as_integer, as_integers
-from sleepnet.sampling import Sampling
 from sleepnet.storage import StorageError
 from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState

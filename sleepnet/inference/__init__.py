@@ -1,0 +1,1 @@
+"""Inference: a decoder, one session or many at once, and sessions that are saved."""
