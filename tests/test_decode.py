@@ -10,7 +10,7 @@ from agreement import assert_agree
 from minds import CONFIGS, HARD, TINY, B, L, newborn, params, stream, woken
 
 import sleepnet
-from sleepnet.inference import decoder
+from sleepnet.inference import decoder as decoding
 
 FILLED = np.array([0, 2, 5], np.int32)
 
@@ -88,7 +88,7 @@ def test_an_interrupt_within_a_token_costs_nothing(config, monkeypatch):
     options = {"tokens_BL": tokens_BL, "logits_BY": np.ones((B, config.vocab_size))}
     decoder = sleepnet.Decoder(params(config), state, config=config, **options)
     unknown = sleepnet.Decoder(params(config), state, config=config)
-    monkeypatch.setattr(decoder, "step", interrupted(decoder.step))
+    monkeypatch.setattr(decoding, "step", interrupted(decoding.step))
     for each in (decoder, unknown):
         with pytest.raises(KeyboardInterrupt):
             each.wake(tokens_B)
@@ -108,14 +108,14 @@ def test_an_interrupt_within_a_token_costs_nothing(config, monkeypatch):
 
 @pytest.mark.parametrize(
     ("pieces", "kinds"),
-    [((2,), ["last"]), (decoder._PIECES, ["last", "all"])],
+    [((2,), ["last"]), (decoding._PIECES, ["last", "all"])],
     ids=["several pieces", "one piece"],
 )
 def test_each_rows_logits_are_those_after_its_own_last_token(pieces, kinds, monkeypatch):
     """Whatever the other rows read: in calls that leave rows out, when windows are read again in
     one piece or in several, after an interrupt, and in `wake` of all rows. The oracle is one
     `wake` over the whole windows."""
-    monkeypatch.setattr(decoder, "_PIECES", pieces)
+    monkeypatch.setattr(decoding, "_PIECES", pieces)
     tokens, whole = stream()[:, 0], woken(TINY)[0]
     opening = np.random.default_rng(0).normal(size=(B, TINY.vocab_size)).astype(np.float32)
 
@@ -139,7 +139,7 @@ def test_each_rows_logits_are_those_after_its_own_last_token(pieces, kinds, monk
         decoder.rewind([4, 0, 1], opening_BY=opening)
         assert_expects(decoder, [4, 0, 1], opening)
         with monkeypatch.context() as during:
-            during.setattr(decoder, "step", interrupted(decoder.step))
+            during.setattr(decoding, "step", interrupted(decoding.step))
             with pytest.raises(KeyboardInterrupt):
                 decoder.wake(np.zeros(B, int))
         assert_expects(decoder, [4, 0, 1], opening)
@@ -206,7 +206,7 @@ def test_another_configs_state_is_refused():
 def test_one_program_reads_all_tokens():
     """Compiled once, whatever the tokens, fill levels and sleeps."""
     config = dataclasses.replace(TINY, vocab_size=HARD.vocab_size + 1)  # of this test alone
-    before = decoder.step._cache_size()
+    before = decoding.step._cache_size()
     decoder = sleepnet.Decoder(
         sleepnet.init_params(config, jax.random.key(0)),
         sleepnet.init_state(config, B), config=config,
@@ -215,7 +215,7 @@ def test_one_program_reads_all_tokens():
         for token in range(L):
             decoder.wake(np.full(B, token))
         decoder.sleep()
-    assert decoder.step._cache_size() == before + 1
+    assert decoding.step._cache_size() == before + 1
 
 
 @pytest.mark.optimized
@@ -228,12 +228,12 @@ def test_a_token_is_written_in_place():
     )
     shapes = jax.eval_shape(
         lambda: (
-            decoder.unstack_params(sleepnet.init_params(config, jax.random.key(0))),
-            *decoder.halves(decoder.unstack_state(sleepnet.init_state(config, 2))),
+            decoding.unstack_params(sleepnet.init_params(config, jax.random.key(0))),
+            *decoding.halves(decoding.unstack_state(sleepnet.init_state(config, 2))),
         )
     )
     tokens = jax.ShapeDtypeStruct((2, 1), np.int32)
-    memory = decoder.step.lower(*shapes, tokens, config=config).compile().memory_analysis()
+    memory = decoding.step.lower(*shapes, tokens, config=config).compile().memory_analysis()
     written_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[2]))
     one_layers_keys = 2 * config.window * config.d_model * np.dtype(np.float32).itemsize
     assert memory.alias_size_in_bytes >= written_bytes

@@ -13,7 +13,6 @@ import pytest
 import waiting
 
 import sleepnet
-from sleepnet import sharding
 from sleepnet.config import ConfigError
 from sleepnet.cycle import slices as nap_module
 from sleepnet.inference import engine as engine_module
@@ -32,6 +31,7 @@ from sleepnet.inference.engine import (
 from sleepnet.inference.sampling import Sampling, sample, stack
 from sleepnet.inference.snapshot import Mind
 from sleepnet.nn.fsdp import devices_of
+from sleepnet.training import sharding
 
 CONFIG = sleepnet.ModelConfig(
     vocab_size=16, pattern="G[AG]G", d_model=16, num_heads=2, window=8, passes=3,

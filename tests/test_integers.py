@@ -21,7 +21,7 @@ from sleepnet.cycle import slices
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.streaming import agreement
-from sleepnet.inference import decoder
+from sleepnet.inference import decoder as decoding
 from sleepnet.inference.sampling import stop_ids
 from sleepnet.inference.snapshot import Mind
 from sleepnet.integers import as_integer
@@ -195,7 +195,7 @@ def compiled() -> int:
         function._cache_size()
         for function in (
             sleepnet.sleep.__globals__["_sleep"], sleepnet.sleep.__globals__["_sleep_from_tokens"],
-            sleepnet.wake.__globals__["_wake"], slices._slice, decoder.step, decoder.read,
+            sleepnet.wake.__globals__["_wake"], slices._slice, decoding.step, decoding.read,
         )
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from reference import Mind, fast_weights
 
 from sleepnet import ConfigError, Decoder, FixedPasses, Sampling, Session, SessionError
 from sleepnet import tokenizer as tokenizer_module
-from sleepnet.inference import decoder
+from sleepnet.inference import decoder as decoding
 from sleepnet.inference.sampling import sample, stack
 from sleepnet.tokenizer import CONTEXT, Tokenizer
 
@@ -213,14 +213,14 @@ def test_pieces_of_all_sizes_share_few_programs():
     one.nap()
     for size in (1, 2):
         one.feed(np.zeros(size, int))
-    before = decoder.read._cache_size(), decoder.step._cache_size()
+    before = decoding.read._cache_size(), decoding.step._cache_size()
     for size in range(1, L + 1):
         one.feed(np.zeros(size, int))
-    assert (decoder.read._cache_size(), decoder.step._cache_size()) == before
+    assert (decoding.read._cache_size(), decoding.step._cache_size()) == before
     for window in (24, 512, 5000):
         config = dataclasses.replace(CONFIG, window=window)
         sizes = {
-            tokens: decoder.piece_size(config, tokens) for tokens in range(2, min(window, 512) + 1)
+            tokens: decoding.piece_size(config, tokens) for tokens in range(2, min(window, 512) + 1)
         }
         assert set(sizes.values()) <= {8, 32, 128, 512, window} and len(set(sizes.values())) <= 4
         assert all(tokens <= size <= 4 * tokens for tokens, size in sizes.items())
@@ -366,7 +366,7 @@ def interrupted(deed, chance: int) -> bool:
 
     def ring(frame, event, _):
         code = frame.f_code
-        frame.f_trace_opcodes = code.co_filename in (decoder.__file__, session_module.__file__)
+        frame.f_trace_opcodes = code.co_filename in (decoding.__file__, session_module.__file__)
         if event == "opcode" and frame.f_lasti in hearing(code) and next(left) == 0:
             raise KeyboardInterrupt
         return ring

@@ -11,13 +11,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 
 import sleepnet
 from launch.ahead.topologies import Topology
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import PARTS, ExperimentConfig, ModelConfig
 from sleepnet.cycle import parallel
 from sleepnet.cycle.sleep import at_dusk
 from sleepnet.inference import decoder
 from sleepnet.nn.flops import part_flops, training_flops
 from sleepnet.ops.gated_delta import chunks
+from sleepnet.training import sharding
 from sleepnet.training.step import init_train_state, make_train_step
 
 MOST = 0.85  # of a device's memory for parameters and state: steps need room beside them

@@ -14,8 +14,9 @@ from jax.sharding import AbstractMesh
 
 from launch.checks import Finding, ok, wrong
 from launch.checks.folder import size
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import REMAT_LEVELS, ConfigError, ExperimentConfig
+from sleepnet.training import sharding
 from sleepnet.training.step import TrainState, init_train_state, score
 
 # What XLA needs on a CPU beside the arrays counted here, measured on depo_small with every

@@ -12,7 +12,6 @@ from typing import Any
 import ml_collections
 
 from launch import cli
-from sleepnet import sharding
 from sleepnet.config import (
     ConfigError,
     ExperimentConfig,
@@ -21,6 +20,7 @@ from sleepnet.config import (
     fields_at,
     nearest,
 )
+from sleepnet.training import sharding
 
 KINDS = ("log", "uniform", "int")
 

@@ -1,8 +1,8 @@
 """Parameters of which each device holds a part, made whole where they are used.
 
-In training over a mesh (`sleepnet.sharding`) the leaves of `params` may be a `Part`. The model asks
-for `whole` parameters a block at a time; for plain arrays that is the identity. Whoever needs whole
-arrays on one device, outside of training, asks `on_one_device` once.
+In training over a mesh (`sleepnet.training.sharding`) the leaves of `params` may be a `Part`. The
+model asks for `whole` parameters a block at a time; for plain arrays that is the identity. Whoever
+needs whole arrays on one device, outside of training, asks `on_one_device` once.
 """
 
 from typing import Any

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import ExperimentConfig
+from sleepnet.training import sharding
 from sleepnet.training.metrics import HELD_OUT
 from sleepnet.training.program import Program
 from sleepnet.training.step import score

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import ExperimentConfig, check_trainable
-from sleepnet.sharding import make_mesh
-from sleepnet.training import agree, guard, newborn
+from sleepnet.training import agree, guard, newborn, sharding
 from sleepnet.training.clock import Clock
 from sleepnet.training.held_out import ACCURACY, HeldOut
 from sleepnet.training.ledger import Ledger
@@ -20,6 +19,7 @@ from sleepnet.training.pace import Pace
 from sleepnet.training.profile import Profile
 from sleepnet.training.program import Program, peak_memory
 from sleepnet.training.rollbacks import Rollback, Rollbacks
+from sleepnet.training.sharding import make_mesh
 from sleepnet.training.step import TrainState, make_train_step
 from sleepnet.training.votes import STOP, Votes, with_votes
 from sleepnet.training.watch import Watch

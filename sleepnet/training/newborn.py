@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 
-from sleepnet import sharding
 from sleepnet.config import ExperimentConfig
+from sleepnet.training import sharding
 from sleepnet.training.step import TrainState, init_train_state
 
 

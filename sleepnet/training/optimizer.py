@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from sleepnet import sharding
 from sleepnet.config import PARTS, TrainingConfig
+from sleepnet.training import sharding
 
 MOMENTUM, EPS = 0.95, 1e-8  # of optax's Muon
 # Stacked (R, ...) arrays of the blocks that are no matrices between two spaces of features.
@@ -31,7 +31,7 @@ def optimizer(config: TrainingConfig, mesh=None) -> optax.GradientTransformation
     """Clipping, then Muon and AdamW with their own rates under one schedule.
 
     Args:
-      mesh: that parameters and gradients are split over; see `sleepnet.sharding`.
+      mesh: that parameters and gradients are split over; see `sleepnet.training.sharding`.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

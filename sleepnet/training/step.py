@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sleepnet import sharding
 from sleepnet.config import ModelConfig, TrainingConfig, check_trainable
 from sleepnet.cycle.rollout import Rollout, rollout
 from sleepnet.nn.model import init_params
-from sleepnet.training import guard
+from sleepnet.training import guard, sharding
 from sleepnet.training.optimizer import at_step, optimizer
 
 
@@ -61,7 +60,7 @@ def make_train_step(
 
     Args:
       mesh: of `sharding.make_mesh`; state and batch are then split over its devices by the rules
-        of `sleepnet.sharding`. One device by default.
+        of `sleepnet.training.sharding`. One device by default.
       gather: when split parameters are made whole; see `MeshConfig`.
 
     Metrics, float32 scalars: loss (masked mean cross-entropy in nats over all scored

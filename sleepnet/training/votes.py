@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleepnet import sharding
-from sleepnet.training import agree
+from sleepnet.training import agree, sharding
 
 STOP = "stop"  # the sum's name among a program's results
 

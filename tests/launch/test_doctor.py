@@ -21,7 +21,7 @@ from launch import chips
 from launch.checks import OK, WRONG, clusters, fit, folder, roll_call, software, supervise, within
 from launch.checks.clusters import Cluster
 from launch.checks.roll_call import Card, Host, RollCallError, attend
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import (
     ConfigError,
     DepoConfig,
@@ -30,6 +30,7 @@ from sleepnet.config import (
     ModelConfig,
     TrainingConfig,
 )
+from sleepnet.training import sharding
 from sleepnet.training.step import init_train_state, make_train_step
 
 

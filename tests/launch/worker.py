@@ -12,8 +12,9 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 
 from launch import distributed
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import DepoConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.training import sharding
 from sleepnet.training.step import init_train_state, make_train_step
 
 _OUT = flags.DEFINE_string("out", None, "Folder.", required=True)

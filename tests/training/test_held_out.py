@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import DepoConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.cycle.rollout import Rollout
-from sleepnet.training import held_out
+from sleepnet.training import held_out, sharding
 from sleepnet.training.held_out import ACCURACY, LOSS, HeldOut
 from sleepnet.training.votes import Votes
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 from agreement import GRADIENTS, assert_agree
 
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import (
     ConfigError,
     DepoConfig,
@@ -21,6 +21,7 @@ from sleepnet.config import (
     TrainingConfig,
 )
 from sleepnet.evaluation.programs import Program
+from sleepnet.training import sharding
 from sleepnet.training.optimizer import labels
 from sleepnet.training.step import init_train_state, make_train_step
 

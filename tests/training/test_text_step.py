@@ -7,9 +7,9 @@ import jax
 import pytest
 from agreement import GRADIENTS, assert_agree
 
-from sleepnet import sharding, tasks
+from sleepnet import tasks
 from sleepnet.config import ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
-from sleepnet.training import loop
+from sleepnet.training import loop, sharding
 from sleepnet.training.step import init_train_state, make_train_step
 
 pytestmark = pytest.mark.slow
