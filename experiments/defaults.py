@@ -10,15 +10,9 @@ import typing
 import ml_collections
 from ml_collections import config_dict
 
-from sleepnet.config import (
-    TASKS,
-    ConfigError,
-    EvaluationConfig,
-    MeshConfig,
-    ModelConfig,
-    TrainingConfig,
-    choices,
-)
+from sleepnet.config import ConfigError, EvaluationConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.config.checks import choices
+from sleepnet.tasks import TASKS
 
 
 def experiment(

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 from launch import cli
 from sleepnet import storage, strict_json
-from sleepnet.config import ConfigError, local_path
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import local_path
 from sleepnet.tasks.splits import SPLITS, split_of
 
 _TEST_FRACTION = 0.1

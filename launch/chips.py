@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 
-from sleepnet.config import ConfigError, choices, nearest
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import choices, nearest
 
 GB = 1e9  # as data sheets count
 

@@ -16,19 +16,12 @@ from ml_collections import config_flags
 
 from launch import busy
 from launch.live_line import is_read, notify, tell
-from sleepnet.config import (
-    ConfigError,
-    ExperimentConfig,
-    ModelConfig,
-    TaskConfig,
-    check_trainable,
-    field_paths,
-    fields_at,
-    from_dict,
-    local_path,
-    nearest,
-)
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.config.checks import local_path, nearest
+from sleepnet.config.model import check_trainable
+from sleepnet.experiment import ExperimentConfig, field_paths, fields_at, from_dict
 from sleepnet.storage import StorageError
+from sleepnet.tasks import TaskConfig
 
 flags.disclaim_key_flags()  # flags defined here belong to the program, whose --help shows them
 USER_ERRORS = (ConfigError, StorageError)

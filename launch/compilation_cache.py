@@ -4,7 +4,8 @@ import os
 import pathlib
 
 from sleepnet import storage
-from sleepnet.config import ConfigError, local_path
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import local_path
 from sleepnet.storage import StorageError
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"

@@ -20,7 +20,8 @@ from launch.checks.clusters import Cluster, detect
 from launch.checks.examination import call_the_roll
 from launch.live_line import notify
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig
+from sleepnet.config import ConfigError
+from sleepnet.experiment import ExperimentConfig
 
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, of a cluster that JAX knows by itself."

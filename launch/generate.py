@@ -31,17 +31,14 @@ from absl import flags
 from launch import cli, moved_files, prompts
 from launch.live_line import LiveLine, notify, printable, tell
 from sleepnet import storage
-from sleepnet.config import (
-    SPECIAL_TOKENS,
-    ConfigError,
-    ExperimentConfig,
-    ModelConfig,
-    TextConfig,
-)
+from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle.policies import FixedPasses, Policy, UntilStill, WithinSeconds
 from sleepnet.cycle.wake import check_vocabulary
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.inference.session import Session, SessionError
-from sleepnet.tokenizer import Tokenizer, load_tokenizer, task_tokenizer
+from sleepnet.tasks import TextConfig
+from sleepnet.tasks.text import task_tokenizer
+from sleepnet.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from sleepnet.training.workdir import load_config, load_params
 
 _WORKDIR = cli.define_path("workdir", None, "Folder of a trained run.", required=True)

@@ -12,10 +12,12 @@ from absl import flags
 from launch import cli
 from launch.signals import Signals
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
+from sleepnet.config import ConfigError
 from sleepnet.evaluation import long_horizon, plots
 from sleepnet.evaluation.forgetting import forgetting_of_run
 from sleepnet.evaluation.machine import describe_machine
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import FactsConfig
 from sleepnet.training.workdir import differences, load_config, load_params
 
 _WORKDIR = cli.define_paths("workdir", "Folder of a trained run; may be given several times.")

@@ -9,7 +9,9 @@ from typing import Any
 from absl import flags
 
 from launch import cli
-from sleepnet.config import ConfigError, ExperimentConfig, TextConfig
+from sleepnet.config import ConfigError
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import TextConfig
 from sleepnet.tokenizer import BYTES
 
 _HELP = {

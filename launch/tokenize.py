@@ -12,8 +12,9 @@ from absl import flags
 
 from launch import cli
 from sleepnet import storage
-from sleepnet.config import ConfigError, TextConfig
-from sleepnet.tokenizer import task_tokenizer
+from sleepnet.config import ConfigError
+from sleepnet.tasks import TextConfig
+from sleepnet.tasks.text import task_tokenizer
 
 _CONFIG = cli.define_config()
 _OUT = cli.define_path("out", None, "Folder for the files of tokens.", required=True)

@@ -24,7 +24,8 @@ from launch.cloud import commands, gcloud
 from launch.cloud.commands import TIERS, Pod
 from launch.cloud.life import Life, plan
 from launch.live_line import notify
-from sleepnet.config import ConfigError, local_path
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import local_path
 
 _NAME = flags.DEFINE_string("name", None, "Of the request and its machines.", required=True)
 _ACCELERATOR = flags.DEFINE_string("accelerator", "v5litepod-16", "Type, as Cloud TPU names it.")

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from sleepnet.config import SPECIAL_TOKENS, ConfigError, TextConfig, choices, contents
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import choices
 from sleepnet.input_files import regular_status
 
 BYTES = "bytes"
+SPECIAL_TOKENS = ("text", "control")
 CONTEXT = 3  # tokens on which the text of the next may depend: of four bytes, the first three
 
 _CUT = "\N{REPLACEMENT CHARACTER}"
@@ -272,21 +274,6 @@ def load_tokenizer(name: str, field: str = "tokenizer", special_tokens: str = "t
             f"path of a JSON file of the tokenizers package"
         ) from None
     return _parse(name, content, field, special_tokens)
-
-
-def task_tokenizer(config: TextConfig) -> Tokenizer:
-    """Load the tokenizer of a task of text.
-
-    Raises:
-      ConfigError: as `load_tokenizer`; or `config.fingerprints` tells of another tokenizer.
-    """
-    known = load_tokenizer(config.tokenizer, "task.tokenizer", config.special_tokens)
-    if config.fingerprints and known.identity != (before := contents(config.fingerprints)[0]):
-        raise ConfigError(
-            f"task.tokenizer: {config.tokenizer} is {known.identity}, and this run was made with "
-            f"{before}; name that one, or begin another run"
-        )
-    return known
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from sleepnet.config import TextConfig
+from sleepnet.tasks import TextConfig
 
 _VOCABULARY = [
     "sleep",

@@ -35,7 +35,9 @@ from jax.experimental import serialize_executable
 
 from launch.ports import reserved_port
 from sleepnet import storage
-from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from sleepnet.config import ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import held_out, loop, newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS

@@ -11,23 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sleepnet.config import (
-    MAX_B2,
-    REMAT_LEVELS,
-    ConfigError,
-    DepoConfig,
-    EvaluationConfig,
-    ExperimentConfig,
-    FactsConfig,
-    MeshConfig,
-    ModelConfig,
-    Rule110Config,
-    TextConfig,
-    TrainingConfig,
-    from_dict,
-    shortest_period,
-    split_pattern,
-)
+from sleepnet.config import ConfigError, EvaluationConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.config.model import REMAT_LEVELS, shortest_period, split_pattern
+from sleepnet.config.training import MAX_B2
+from sleepnet.experiment import ExperimentConfig, from_dict
+from sleepnet.tasks import DepoConfig, FactsConfig, Rule110Config, TextConfig
 from sleepnet.training.optimizer import optimizer
 
 

@@ -19,7 +19,7 @@ from minds import CONFIGS, TINY, L, older, params, stream
 from reference import Mind, log_softmax
 
 import sleepnet
-from sleepnet.config import RULES
+from sleepnet.config.model import RULES
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import live_window
 from sleepnet.nn import model

@@ -15,23 +15,25 @@ from jax.extend.core import ClosedJaxpr
 from minds import HARD, B, L
 
 import sleepnet
-from sleepnet import config as configs
 from sleepnet import tasks
+from sleepnet.config import ConfigError, EvaluationConfig, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.cycle import slices
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.streaming import agreement
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.inference import decoder as decoding
 from sleepnet.inference.sampling import stop_ids
 from sleepnet.inference.snapshot import Mind
 from sleepnet.integers import as_integer
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import pallas_tpu
+from sleepnet.tasks import DepoConfig, FactsConfig, Rule110Config, TextConfig
 
 SMALL = dataclasses.replace(HARD, pattern="G", passes=2)
 PARAMS = minds.params(SMALL)
-TASK = configs.DepoConfig(nodes=6, symbols=6, hops=3, queries=3, window=6)
-EXPERIMENT = configs.ExperimentConfig(model=SMALL, task=TASK)
+TASK = DepoConfig(nodes=6, symbols=6, hops=3, queries=3, window=6)
+EXPERIMENT = ExperimentConfig(model=SMALL, task=TASK)
 TOKENS, LENGTHS = minds.stream()[:, 0], np.array([2, 3, 1], np.int32)
 
 INTEGERS = {
@@ -201,13 +203,13 @@ def compiled() -> int:
 
 
 CONFIGS = [
-    configs.ModelConfig, configs.DepoConfig, configs.Rule110Config, configs.FactsConfig,
-    configs.TextConfig, configs.TrainingConfig, configs.EvaluationConfig, configs.MeshConfig,
+    ModelConfig, DepoConfig, Rule110Config, FactsConfig,
+    TextConfig, TrainingConfig, EvaluationConfig, MeshConfig,
 ]  # fmt: skip
 
 
 def made(cls, **fields):
-    return cls(**({"vocab_size": 13} if cls is configs.ModelConfig else {}) | fields)
+    return cls(**({"vocab_size": 13} if cls is ModelConfig else {}) | fields)
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
@@ -232,7 +234,7 @@ def test_every_integer_of_a_config_may_be_of_any_type(cls):
             assert given == expected and hash(given) == hash(expected)
             assert json.dumps(dataclasses.asdict(given)) == json.dumps(dataclasses.asdict(expected))
         for other in (True, np.True_, 1.0, np.float32(1), jnp.float32(1), "1"):
-            with pytest.raises(configs.ConfigError, match=rf"{field.name} must be an integer; got"):
+            with pytest.raises(ConfigError, match=rf"{field.name} must be an integer; got"):
                 made(cls, **{field.name: [other] if of_elements else other})
 
 

@@ -14,7 +14,7 @@ from minds import CONFIGS, FULL, HARD, RAGGED, TINY, B, L, W, newborn, params, s
 from reference import Mind, fast_weights, log_softmax
 
 import sleepnet
-from sleepnet.config import RULES
+from sleepnet.config.model import RULES
 
 both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 jitted = jax.jit(sleepnet.rollout, static_argnames=("config", "window_passes", "scored_per_window"))

@@ -19,7 +19,8 @@ RANKS = {
     "nn": 2,
     "cycle": 3,
     "inference": 4,
-    "tasks": 5,
+    "tasks": 4,
+    "experiment": 5,
     "training": 6,
     "evaluation": 7,
 }  # fmt: skip

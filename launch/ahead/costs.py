@@ -20,8 +20,9 @@ import jax
 from launch.ahead.steps import Step
 from launch.ahead.topologies import Topology
 from launch.chips import GB
-from sleepnet.config import REMAT_LEVELS, ExperimentConfig
+from sleepnet.config.model import REMAT_LEVELS
 from sleepnet.evaluation.programs import Program
+from sleepnet.experiment import ExperimentConfig
 
 MB = 1e6
 # Which code moves bytes of HBM, by what its path contains: the first that fits.

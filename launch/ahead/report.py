@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from launch.ahead import STEPS, costs, table, topologies
 from launch.ahead import steps as made
-from sleepnet.config import ExperimentConfig
+from sleepnet.experiment import ExperimentConfig
 
 
 @dataclasses.dataclass(frozen=True)

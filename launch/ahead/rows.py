@@ -6,7 +6,8 @@ import pathlib
 
 from launch.sweeps import space
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig, from_dict
+from sleepnet.config import ConfigError
+from sleepnet.experiment import ExperimentConfig, from_dict
 
 
 @dataclasses.dataclass(frozen=True)

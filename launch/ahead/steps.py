@@ -12,9 +12,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 import sleepnet
 from launch.ahead.topologies import Topology
 from sleepnet import tasks
-from sleepnet.config import PARTS, ExperimentConfig, ModelConfig
+from sleepnet.config import ModelConfig
+from sleepnet.config.model import PARTS
 from sleepnet.cycle import parallel
 from sleepnet.cycle.sleep import at_dusk
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.inference import decoder
 from sleepnet.nn.flops import part_flops, training_flops
 from sleepnet.ops.gated_delta import chunks

@@ -13,7 +13,8 @@ import jax
 from jax.experimental import topologies
 
 from launch.chips import CHIPS, Chip
-from sleepnet.config import ConfigError, choices
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import choices
 
 HOST_CHIPS = 4  # of a machine of a slice of several
 HOSTS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}

@@ -21,7 +21,8 @@ from launch.checks import (
 )
 from launch.checks.clusters import Cluster, detect
 from sleepnet import strict_json
-from sleepnet.config import ConfigError, ExperimentConfig
+from sleepnet.config import ConfigError
+from sleepnet.experiment import ExperimentConfig
 
 SECONDS = 50.0  # for all that is looked at, beside the wait for other processes
 PATIENCE = 15.0

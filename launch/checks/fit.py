@@ -15,7 +15,9 @@ from jax.sharding import AbstractMesh
 from launch.checks import Finding, ok, wrong
 from launch.checks.folder import size
 from sleepnet import tasks
-from sleepnet.config import REMAT_LEVELS, ConfigError, ExperimentConfig
+from sleepnet.config import ConfigError
+from sleepnet.config.model import REMAT_LEVELS
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.training import sharding
 from sleepnet.training.step import TrainState, init_train_state, score
 

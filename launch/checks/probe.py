@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from launch import chips
 from launch.checks import Finding, fit, folder, ok, roll_call, wrong
 from launch.checks.roll_call import Card
-from sleepnet.config import from_dict
+from sleepnet.experiment import from_dict
 
 LONGEST = 2048  # bytes of a card
 

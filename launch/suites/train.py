@@ -8,8 +8,9 @@ import jax
 
 from launch.suites import Options
 from sleepnet import tasks
-from sleepnet.config import DepoConfig, ModelConfig, TrainingConfig
+from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.evaluation.latency import interleaved
+from sleepnet.tasks import DepoConfig
 from sleepnet.training.step import init_train_state, make_train_step
 
 TAKES = ("repeats",)

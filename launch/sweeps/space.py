@@ -12,14 +12,9 @@ from typing import Any
 import ml_collections
 
 from launch import cli
-from sleepnet.config import (
-    ConfigError,
-    ExperimentConfig,
-    choices,
-    field_paths,
-    fields_at,
-    nearest,
-)
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import choices, nearest
+from sleepnet.experiment import ExperimentConfig, field_paths, fields_at
 from sleepnet.training import sharding
 
 KINDS = ("log", "uniform", "int")

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.config import PARTS, ModelConfig
+from sleepnet.config import ModelConfig
+from sleepnet.config.model import PARTS
 from sleepnet.integers import as_integer
 from sleepnet.nn.model import check_arrays, conv_channels, empty_past
 from sleepnet.ops import rope

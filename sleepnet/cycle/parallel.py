@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sleepnet.config import ModelConfig, choices
+from sleepnet.config import ModelConfig
+from sleepnet.config.checks import choices
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import (
     at_dusk,

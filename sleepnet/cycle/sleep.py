@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sleepnet.config import PARTS, ModelConfig
+from sleepnet.config import ModelConfig
+from sleepnet.config.model import PARTS
 from sleepnet.cycle import cache
 from sleepnet.cycle.wake import at_hand, check_call, first_pass, unshared
 from sleepnet.integers import as_integer

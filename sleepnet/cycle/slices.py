@@ -17,7 +17,8 @@ import numpy as np
 from flax import struct
 
 from sleepnet import storage
-from sleepnet.config import ModelConfig, split_pattern
+from sleepnet.config import ModelConfig
+from sleepnet.config.model import split_pattern
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import check_sleep, commit
 from sleepnet.cycle.wake import at_hand

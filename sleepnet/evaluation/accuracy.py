@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from sleepnet import tasks
-from sleepnet.config import ConfigError, ExperimentConfig
+from sleepnet.config import ConfigError
 from sleepnet.evaluation import scoring
 from sleepnet.evaluation.intervals import wilson
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.integers import as_integer
 from sleepnet.tasks import QuestionTask
 from sleepnet.training.step import score

@@ -5,10 +5,12 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from sleepnet import storage
-from sleepnet.config import ConfigError, ExperimentConfig, FactsConfig
+from sleepnet.config import ConfigError
 from sleepnet.evaluation import record
 from sleepnet.evaluation.accuracy import DepthResult, evaluate
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.integers import as_integer
+from sleepnet.tasks import FactsConfig
 
 FILE = "forgetting.json"
 _FEWEST_EXAMPLES = 16

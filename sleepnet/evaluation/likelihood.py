@@ -6,9 +6,9 @@ import math
 import numpy as np
 
 from sleepnet import tasks
-from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation.accuracy import compiled_score
 from sleepnet.evaluation.intervals import ratio
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.integers import as_integer
 from sleepnet.tasks import Text
 

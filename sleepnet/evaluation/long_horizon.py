@@ -6,11 +6,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from sleepnet.config import FactsConfig
 from sleepnet.evaluation.intervals import student_t
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.evaluation.markdown import measured_table, table
 from sleepnet.evaluation.plots import LOOK, THIN, line_style
+from sleepnet.tasks import FactsConfig
 
 Runs = Mapping[str, Sequence[Mapping[int, Mapping[str, Any]]]]  # name -> for each seed, by distance
 

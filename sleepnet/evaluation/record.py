@@ -18,12 +18,13 @@ import pathlib
 from collections.abc import Callable
 
 from sleepnet import storage, tasks
-from sleepnet.config import ConfigError, ExperimentConfig, from_dict
+from sleepnet.config import ConfigError
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.latency import Timing, sleep_latency, wake_latency
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.machine import describe_machine
 from sleepnet.evaluation.streaming import agreement
+from sleepnet.experiment import ExperimentConfig, from_dict
 from sleepnet.inference.snapshot import fingerprint
 from sleepnet.training.workdir import differences, fixed_fields
 

@@ -5,8 +5,8 @@ import functools
 import pathlib
 
 from sleepnet import strict_json
-from sleepnet.config import ExperimentConfig
 from sleepnet.evaluation import record
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.storage import StorageError
 from sleepnet.training.metrics import METRICS, TIMING, read_metrics, read_rows
 from sleepnet.training.workdir import STARTS, fixed_fields, load_config

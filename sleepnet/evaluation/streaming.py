@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleepnet import tasks
-from sleepnet.config import ExperimentConfig, ModelConfig
+from sleepnet.config import ModelConfig
 from sleepnet.cycle.cache import init_state, select_states
 from sleepnet.cycle.sleep import sleep
 from sleepnet.cycle.wake import wake
 from sleepnet.evaluation.accuracy import compiled_score
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.integers import as_integer
 from sleepnet.nn.model import nll
 from sleepnet.tasks import Example

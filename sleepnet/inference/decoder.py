@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sleepnet.config import PARTS, ModelConfig
+from sleepnet.config import ModelConfig
+from sleepnet.config.model import PARTS
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import sleep
 from sleepnet.cycle.wake import check_tokens, of_last_token, unshared, wake

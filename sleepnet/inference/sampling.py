@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sleepnet.config import MAX_SEED, ConfigError
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import MAX_SEED
 from sleepnet.integers import as_integer
 from sleepnet.types import Array
 

@@ -4,7 +4,8 @@ Products of matrices only (2 m n k each); norms, gates and softmax are left out.
 backward pass takes twice the forward pass of what gradients reach.
 """
 
-from sleepnet.config import PARTS, ModelConfig
+from sleepnet.config import ModelConfig
+from sleepnet.config.model import PARTS
 from sleepnet.ops.gated_delta.chunks import chunk_size, corrects
 
 

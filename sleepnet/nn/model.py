@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.config import PARTS, ModelConfig
+from sleepnet.config import ModelConfig
+from sleepnet.config.model import PARTS
 from sleepnet.nn.fsdp import used_whole, whole
 from sleepnet.nn.layers import BLOCKS
 from sleepnet.ops import norm

@@ -2,14 +2,32 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sleepnet.config import TaskConfig
 from sleepnet.integers import as_integer
 from sleepnet.tasks.layout import Content, Example, Layout
 from sleepnet.tasks.splits import as_index, check_split
+
+
+class TaskConfig(Protocol):
+    """What the config of every task has."""
+
+    @property
+    def name(self) -> str:
+        """The key of `sleepnet.tasks.TASKS`."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Tokens of each window, L."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of all examples."""
+        ...
 
 
 class Floor(NamedTuple):

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sleepnet.config import ConfigError, nearest
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import nearest
 from sleepnet.input_files import regular_status
 from sleepnet.tasks import records
 from sleepnet.tasks.records import Document

@@ -1,16 +1,90 @@
 """Depo: a cycle told as shuffled edges, then "which node is k hops from here?"."""
 
+import dataclasses
 import functools
 import itertools
 import math
 
 import numpy as np
 
-from sleepnet.config import DepoConfig
+from sleepnet.config import checks
+from sleepnet.config.checks import FOLLOWS, MAX_SEED, ConfigError
 from sleepnet.tasks.base import Floor, QuestionTask
 from sleepnet.tasks.layout import Content, Layout, Question, cut_right_aligned
 from sleepnet.tasks.splits import draw_in_split, generator
 from sleepnet.tasks.words import Words
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepoConfig:
+    """Depo: a directed cycle told as shuffled edges, then questions "k hops from here?".
+
+    A context of `nodes` edges "u v" fills windows of `window` tokens; questions
+    follow in windows of their own. A node's name is a word of `min_word` to
+    `max_word` tokens out of `symbols`; when words may be longer than one token,
+    the last token of each is marked as the end of the word.
+
+    The paper's setting (PAPER: Depo, 75 nodes): nodes=75, window=75, hops=16,
+    symbols=50, max_word=2, queries=10, min_nodes=3. In a training cycle of n < k nodes
+    the walk goes round.
+    """
+
+    name: str = "depo"
+    nodes: int = 8  # of the longest cycle; every test cycle has this many
+    min_nodes: int = FOLLOWS  # training cycles vary in size from here; None: always `nodes`
+    hops: int = 4  # k is uniform on 1..hops
+    test_hops: tuple[int, ...] = FOLLOWS  # the k that evaluation asks; None: 1..hops
+    symbols: int = 8
+    min_word: int = 1
+    max_word: int = 1
+    queries: int = 8  # with distinct starts; fewer when the cycle is smaller
+    window: int = 8
+    curriculum: int = 0  # training examples over which the largest k rises from 1 to hops
+    test_fraction: float = 0.1  # of all cycles, kept from training
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.normalize(self)
+        checks.one_of(self, "name", ("depo",))
+        checks.positive(
+            self, "nodes", "hops", "symbols", "min_word", "max_word", "queries", "window"
+        )
+        checks.fraction(self, "test_fraction")
+        checks.default(self, "min_nodes", self.nodes)
+        checks.default(self, "test_hops", tuple(range(1, self.hops + 1)))
+        checks.not_negative(self, "curriculum")
+        checks.in_range(self, "seed", 0, MAX_SEED)
+        checks.in_range(self, "min_nodes", 3, self.nodes)
+        checks.in_range(self, "min_word", 1, self.max_word)
+        checks.in_range(self, "queries", 1, self.nodes)
+        checks.in_range(self, "hops", 1, self.nodes - 1)  # k = nodes asks nothing: it leads back
+        rising = list(self.test_hops) == sorted(set(self.test_hops))
+        within = all(1 <= k <= self.hops for k in self.test_hops)
+        if not self.test_hops or not rising or not within:
+            raise ConfigError(f"test_hops must rise within 1..{self.hops}; got {self.test_hops}")
+        words = sum(self.symbols**size for size in range(self.min_word, self.max_word + 1))
+        if words < self.nodes:
+            raise ConfigError(
+                f"symbols={self.symbols} with words of {self.min_word} to {self.max_word} tokens "
+                f"name only {words} nodes, and nodes is {self.nodes}; set symbols to {self.nodes}"
+            )
+        if words > MAX_SEED:
+            raise ConfigError(
+                f"symbols={self.symbols} with words of up to {self.max_word} tokens make {words} "
+                f"words, and at most 2**63 - 1 can be numbered; lower max_word"
+            )
+        if self.query_tokens > self.window:
+            raise ConfigError(
+                f"a question takes up to {self.query_tokens} tokens and must fit a window; "
+                f"got window={self.window}"
+            )
+
+    @property
+    def query_tokens(self) -> int:
+        """Tokens of the longest question with the part of its answer that is read."""
+        # hop, start word, and for longer words an answer mark and the answer but its last token.
+        return 1 + self.max_word + (self.max_word if self.max_word > 1 else 0)
+
 
 _MOST_NODES_COUNTED = 9  # 8! cycles
 

@@ -1,13 +1,69 @@
 """Facts: keys and their values, read once, and asked for many windows of distractors later."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
 
-from sleepnet.config import FactsConfig
+from sleepnet.config import checks
+from sleepnet.config.checks import FOLLOWS, MAX_SEED, ConfigError
 from sleepnet.tasks.base import Floor, QuestionTask
 from sleepnet.tasks.layout import Content, Layout, Question, cut_right_aligned
 from sleepnet.tasks.splits import draw_in_split, generator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FactsConfig:
+    """Facts: "key value" pairs in a stream of distractors, then questions "which value had this?".
+
+    The stream is laid out in pages of `page` tokens. A fact stands on one page; everything else is
+    noise; all questions stand on the last page. A question's depth is how many pages lie from its
+    fact's page to its own: where a window is a page, as it is by default, so many times does the
+    model sleep in between. With `window` as long as the whole stream, the same tokens are one
+    window: for models that keep all of it.
+    """
+
+    name: str = "facts"
+    facts: int = 4  # of each example, with distinct keys
+    keys: int = 16
+    values: int = 16
+    noise: int = 16  # tokens that distract
+    depths: tuple[int, ...] = (1, 2, 4, 8)  # each fact's is one of them
+    queries: int = FOLLOWS  # facts that are asked; None: all
+    window: int = 8
+    page: int = FOLLOWS  # divides `window`; None: a window is a page
+    curriculum: int = 0  # training examples over which depths open up from the first
+    test_fraction: float = 0.1  # of all sets of facts, kept from training
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.normalize(self)
+        checks.one_of(self, "name", ("facts",))
+        checks.positive(self, "facts", "keys", "values", "noise", "window")
+        checks.positive_if_given(self, "queries", "page")
+        checks.default(self, "queries", self.facts)
+        checks.default(self, "page", self.window)
+        checks.divides(self, "page", "window")
+        checks.fraction(self, "test_fraction")
+        checks.not_negative(self, "curriculum")
+        checks.in_range(self, "seed", 0, MAX_SEED)
+        checks.in_range(
+            self, "facts", 1, min(self.keys, self.page // 2)
+        )  # one page has room for all
+        checks.in_range(self, "queries", 1, self.facts)
+        if not self.depths or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 1:
+            raise ConfigError(f"depths must rise from 1 or more, such as (1, 8); got {self.depths}")
+        if self.window > self.tokens:
+            raise ConfigError(
+                f"window must be at most {self.tokens}, the tokens of the whole stream; got "
+                f"{self.window}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole stream, the page of questions too."""
+        return (self.depths[-1] + 1) * self.page
+
 
 _Facts = list[tuple[int, int]]  # key and value, both from 0
 

@@ -1,12 +1,52 @@
 """Rule 110: random bits evolve on a ring, and single cells are asked after t steps."""
 
+import dataclasses
+
 import numpy as np
 
-from sleepnet.config import Rule110Config
+from sleepnet.config import checks
+from sleepnet.config.checks import MAX_SEED, ConfigError
 from sleepnet.tasks.automaton import evolve_packed, probability_of_one
 from sleepnet.tasks.base import Floor, QuestionTask
 from sleepnet.tasks.layout import Content, Layout, Question
 from sleepnet.tasks.splits import draw_in_split, generator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule110Config:
+    """Rule 110: bits evolve on a periodic ring; asked is a bit after t steps.
+
+    Each of `strings` windows holds one random state of `cells` bits; then come
+    questions, one window or several, each about one bit of one string.
+
+    The paper's setting: cells=24, strings=4, steps=(32,), cells_asked=1 (bit 0),
+    questions=4.
+    """
+
+    name: str = "rule110"
+    cells: int = 24  # of the ring, and tokens of each context window
+    strings: int = 4
+    steps: tuple[int, ...] = (32,)  # the t that are asked; one t holds for a whole example
+    cells_asked: int = 1  # questions are about cells 0..cells_asked - 1
+    questions: int = 4
+    window: int = 24
+    curriculum: int = 0  # training examples over which t opens up from the first of `steps`
+    test_fraction: float = 0.1  # of all states, kept from training
+    seed: int = 0
+
+    def __post_init__(self):
+        checks.normalize(self)
+        checks.one_of(self, "name", ("rule110",))
+        checks.positive(self, "cells", "strings", "cells_asked", "questions", "window")
+        checks.fraction(self, "test_fraction")
+        checks.not_negative(self, "curriculum")
+        checks.in_range(self, "seed", 0, MAX_SEED)
+        checks.in_range(self, "cells", 3, min(self.window, 62))
+        checks.in_range(self, "cells_asked", 1, self.cells)
+        checks.in_range(self, "questions", 1, self.strings * self.cells_asked)
+        if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 1:
+            raise ConfigError(f"steps must rise from 1 or more, such as (4, 8); got {self.steps}")
+
 
 _NUM_BITS = 2  # the tokens 0 and 1
 

@@ -3,17 +3,79 @@
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
-from sleepnet.config import ConfigError, TextConfig, contents
+from sleepnet.config import checks
+from sleepnet.config.checks import FOLLOWS, MAX_SEED, ConfigError
 from sleepnet.integers import as_integer
 from sleepnet.tasks.base import Task
 from sleepnet.tasks.corpus import Corpus, check_held_out, open_corpus
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.packing import Packing, Piece
 from sleepnet.tasks.splits import SPLITS, as_index, check_split
-from sleepnet.tokenizer import BYTES, task_tokenizer
+from sleepnet.tokenizer import BYTES, SPECIAL_TOKENS, Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Text: documents over several windows, every token predicted from those before it.
+
+    A document begins at a window's start, from a newborn mind; one of more than `windows` windows
+    is cut, and each piece begins newborn. Every window is scored, and every window sleeps.
+
+    Files are .jsonl, an object a line, or .array_record: of such objects, or of tokens as
+    `launch.tokenize` writes them. A path that exists is taken as it stands, and any other as a
+    pattern. A file may not be named twice; a copy of it may, and counts its text twice. A file of
+    test text that is trained on is refused, also as a copy or as tokens; documents that stand in
+    different files of both are not looked for.
+    """
+
+    name: str = "text"
+    train_files: tuple[str, ...] = ()  # paths or patterns
+    test_files: tuple[str, ...] = ()  # held out
+    text_field: str = "text"  # of the objects
+    tokenizer: str = "bytes"  # or the path of a JSON file of the tokenizers package
+    # How special tokens are read that stand written in documents and prompts: as "text", like any
+    # other; or as "control", the special tokens themselves.
+    special_tokens: str = "text"
+    window: int = 64
+    windows: int = 8  # of each example, W
+    seed: int = 0  # of the order
+    # What was read, as "name: content": the tokenizer, then file by file; None: as it is found. A
+    # run goes on only with the same content, wherever it now lies.
+    fingerprints: tuple[str, ...] = FOLLOWS
+
+    def __post_init__(self):
+        checks.normalize(self)
+        checks.paths(self, "train_files", "test_files", "tokenizer")
+        checks.one_of(self, "name", ("text",))
+        checks.one_of(self, "special_tokens", SPECIAL_TOKENS)
+        checks.positive(self, "window", "windows")
+        checks.in_range(self, "seed", 0, MAX_SEED)
+        for path in sorted({*self.train_files} & {*self.test_files}):
+            raise ConfigError(f"test_files: {path!r} is in train_files too, so it is not held out")
+
+
+def contents(fingerprints: Iterable[str]) -> tuple[str, ...]:
+    """The contents that `TextConfig.fingerprints` tell of, without the names of the files."""
+    return tuple(fingerprint.rpartition(": ")[2] for fingerprint in fingerprints)
+
+
+def task_tokenizer(config: TextConfig) -> Tokenizer:
+    """Load the tokenizer of a task of text.
+
+    Raises:
+      ConfigError: as `load_tokenizer`; or `config.fingerprints` tells of another tokenizer.
+    """
+    known = load_tokenizer(config.tokenizer, "task.tokenizer", config.special_tokens)
+    if config.fingerprints and known.identity != (before := contents(config.fingerprints)[0]):
+        raise ConfigError(
+            f"task.tokenizer: {config.tokenizer} is {known.identity}, and this run was made with "
+            f"{before}; name that one, or begin another run"
+        )
+    return known
 
 
 class Text(Task):

@@ -6,7 +6,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from sleepnet.config import ConfigError, nearest
+from sleepnet.config import ConfigError
+from sleepnet.config.checks import nearest
 from sleepnet.input_files import regular_status
 from sleepnet.tasks import records
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sleepnet import tasks
-from sleepnet.config import ExperimentConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.training import sharding
 from sleepnet.training.metrics import HELD_OUT
 from sleepnet.training.program import Program

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from sleepnet import tasks
-from sleepnet.config import ExperimentConfig, check_trainable
+from sleepnet.config.model import check_trainable
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.training import agree, guard, newborn, sharding
 from sleepnet.training.clock import Clock
 from sleepnet.training.held_out import ACCURACY, HeldOut

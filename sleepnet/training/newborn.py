@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from sleepnet.config import ExperimentConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.training import sharding
 from sleepnet.training.step import TrainState, init_train_state
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from sleepnet.config import PARTS, TrainingConfig
+from sleepnet.config import TrainingConfig
+from sleepnet.config.model import PARTS
 from sleepnet.training import sharding
 
 MOMENTUM, EPS = 0.95, 1e-8  # of optax's Muon

@@ -2,7 +2,7 @@
 
 import time
 
-from sleepnet.config import ExperimentConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.nn import flops
 from sleepnet.tasks import Task
 

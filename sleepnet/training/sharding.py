@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sleepnet.config import ConfigError, ExperimentConfig
+from sleepnet.config import ConfigError
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.nn.fsdp import Part, whole
 
 DATA, FSDP = AXES = ("data", "fsdp")

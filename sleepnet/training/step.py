@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sleepnet.config import ModelConfig, TrainingConfig, check_trainable
+from sleepnet.config import ModelConfig, TrainingConfig
+from sleepnet.config.model import check_trainable
 from sleepnet.cycle.rollout import Rollout, rollout
 from sleepnet.nn.model import init_params
 from sleepnet.training import guard, sharding

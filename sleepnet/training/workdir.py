@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 from sleepnet import storage
-from sleepnet.config import ExperimentConfig, contents, from_dict
+from sleepnet.experiment import ExperimentConfig, from_dict
 from sleepnet.nn.model import init_params
+from sleepnet.tasks.text import contents
 from sleepnet.training import clock, rollbacks
 from sleepnet.training.checkpoint import Checkpoints
 

@@ -4,7 +4,9 @@ import jax
 import pytest
 
 import sleepnet
-from sleepnet.config import DepoConfig, EvaluationConfig, ExperimentConfig, ModelConfig
+from sleepnet.config import EvaluationConfig, ModelConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,11 @@ import pytest
 
 import sleepnet
 from sleepnet import tasks
-from sleepnet.config import (
-    ConfigError,
-    DepoConfig,
-    EvaluationConfig,
-    ExperimentConfig,
-    FactsConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from sleepnet.config import ConfigError, EvaluationConfig, ModelConfig, TrainingConfig
 from sleepnet.evaluation import forgetting as module
 from sleepnet.evaluation.forgetting import at_distance, forgetting
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig, FactsConfig
 
 TASK = FactsConfig(depths=(1, 2), keys=4, values=4, noise=2, facts=2, window=4, curriculum=9)
 MODEL = ModelConfig(vocab_size=11, pattern="AG", d_model=8, num_heads=2, window=4, passes=1)

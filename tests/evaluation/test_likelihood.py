@@ -12,12 +12,13 @@ import pytest
 
 import sleepnet
 from sleepnet import tasks
-from sleepnet.config import EvaluationConfig, ExperimentConfig, ModelConfig
+from sleepnet.config import EvaluationConfig, ModelConfig
 from sleepnet.cycle.rollout import Rollout
 from sleepnet.evaluation import likelihood, markdown, record, streaming
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.likelihood import evaluate_text
 from sleepnet.evaluation.streaming import agreement
+from sleepnet.experiment import ExperimentConfig
 
 
 @pytest.fixture(scope="module")

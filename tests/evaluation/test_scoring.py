@@ -3,9 +3,8 @@
 import numpy as np
 
 from sleepnet import tasks
-from sleepnet.config import DepoConfig
 from sleepnet.evaluation import scoring
-from sleepnet.tasks import Example
+from sleepnet.tasks import DepoConfig, Example
 
 
 def batch_of(targets_BWL, depth_BWL, answer_BWL):

@@ -19,8 +19,10 @@ from ml_collections import config_flags
 
 from experiments import depo_small
 from launch import cli
-from sleepnet import config as c
-from sleepnet.config import FOLLOWS, ConfigError, DepoConfig, field_paths, fields_at, local_path
+from sleepnet.config import ConfigError, EvaluationConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.config.checks import FOLLOWS, local_path
+from sleepnet.experiment import field_paths, fields_at
+from sleepnet.tasks import TASKS, DepoConfig
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAMS = [
@@ -311,7 +313,13 @@ def text_fields(section):
             if field.type in (str, tuple[str, ...]) and field.name not in WORD_FIELDS]  # fmt: skip
 
 
-SECTIONS = [c.ModelConfig, c.TrainingConfig, c.EvaluationConfig, c.MeshConfig, *c.TASKS.values()]
+SECTIONS = [
+    ModelConfig,
+    TrainingConfig,
+    EvaluationConfig,
+    MeshConfig,
+    *(config for config, _ in TASKS.values()),
+]
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,9 @@ from launch.ahead import pods, report, rows, topologies
 from launch.ahead.topologies import Topology
 from launch.chips import CHIPS
 from sleepnet import storage, tasks
-from sleepnet.config import (
-    ConfigError,
-    ExperimentConfig,
-    MeshConfig,
-    ModelConfig,
-    Rule110Config,
-    TrainingConfig,
-)
+from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import Rule110Config
 from sleepnet.training.step import init_train_state
 
 TASK = Rule110Config(cells=62, window=64, strings=1, questions=1)

@@ -9,15 +9,10 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from launch.ahead import costs, report, steps, topologies
-from sleepnet.config import (
-    ConfigError,
-    ExperimentConfig,
-    MeshConfig,
-    ModelConfig,
-    Rule110Config,
-    TrainingConfig,
-)
+from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.evaluation.programs import Program
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import Rule110Config
 
 pytestmark = pytest.mark.tpu
 CONFIG = ExperimentConfig(

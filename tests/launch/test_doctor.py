@@ -22,14 +22,9 @@ from launch.checks import OK, WRONG, clusters, fit, folder, roll_call, software,
 from launch.checks.clusters import Cluster
 from launch.checks.roll_call import Card, Host, RollCallError, attend
 from sleepnet import tasks
-from sleepnet.config import (
-    ConfigError,
-    DepoConfig,
-    ExperimentConfig,
-    MeshConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import sharding
 from sleepnet.training.step import init_train_state, make_train_step
 

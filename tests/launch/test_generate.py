@@ -18,7 +18,9 @@ import waiting
 
 from launch.live_line import LiveLine, printable
 from sleepnet import Sampling, Session, UntilStill, tasks
-from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig
+from sleepnet.config import ModelConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 from sleepnet.tokenizer import load_tokenizer
 from sleepnet.training import newborn
 from sleepnet.training.checkpoint import Checkpoints

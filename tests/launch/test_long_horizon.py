@@ -11,15 +11,11 @@ import numpy as np
 import pytest
 import waiting
 
-from sleepnet.config import (
-    EvaluationConfig,
-    ExperimentConfig,
-    FactsConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from sleepnet.config import EvaluationConfig, ModelConfig, TrainingConfig
 from sleepnet.evaluation.forgetting import forgetting
 from sleepnet.evaluation.intervals import student_t
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import FactsConfig
 from sleepnet.training import newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.workdir import claim_workdir, load_params

@@ -9,7 +9,9 @@ import pytest
 
 from launch import moved_files
 from sleepnet import tasks
-from sleepnet.config import ConfigError, DepoConfig, ExperimentConfig, ModelConfig
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 
 
 def on(task):

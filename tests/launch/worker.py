@@ -13,7 +13,9 @@ from jax.experimental import multihost_utils
 
 from launch import distributed
 from sleepnet import tasks
-from sleepnet.config import DepoConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import sharding
 from sleepnet.training.step import init_train_state, make_train_step
 

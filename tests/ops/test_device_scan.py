@@ -9,7 +9,7 @@ import pytest
 from agreement import GRADIENTS, assert_agree, assert_identical
 from reference import local_rule
 
-from sleepnet.config import RULES
+from sleepnet.config.model import RULES
 from sleepnet.evaluation.programs import Program
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import device_scan

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import local_rule
 
-from sleepnet.config import RULES
+from sleepnet.config.model import RULES
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import triangular
 

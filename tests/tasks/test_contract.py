@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sleepnet import tasks
-from sleepnet.config import DepoConfig, FactsConfig, Rule110Config
+from sleepnet.tasks import DepoConfig, FactsConfig, Rule110Config
 
 CONFIGS = {
     "depo": DepoConfig(),

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleepnet.config import DepoConfig
-from sleepnet.tasks import Depo
+from sleepnet.tasks import Depo, DepoConfig
 from sleepnet.tasks.depo import cycle_identity
 from sleepnet.tasks.splits import split_of
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleepnet.config import ConfigError, FactsConfig
-from sleepnet.tasks import Facts
+from sleepnet.config import ConfigError
+from sleepnet.tasks import Facts, FactsConfig
 from sleepnet.tasks.facts import facts_identity
 from sleepnet.tasks.splits import split_of
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sleepnet import tasks
-from sleepnet.config import DepoConfig, Rule110Config
+from sleepnet.tasks import DepoConfig, Rule110Config
 
 
 @pytest.fixture(params=["depo", "rule110", "text"])

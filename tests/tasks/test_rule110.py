@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleepnet.config import Rule110Config
-from sleepnet.tasks import Rule110
+from sleepnet.tasks import Rule110, Rule110Config
 from sleepnet.tasks.automaton import evolve, evolve_packed, probability_of_one
 from sleepnet.tasks.rule110 import state_identity
 from sleepnet.tasks.splits import split_of

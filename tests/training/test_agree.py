@@ -6,15 +6,10 @@ import json
 import pytest
 from pretended import Pretended
 
-from sleepnet.config import (
-    ConfigError,
-    DepoConfig,
-    ExperimentConfig,
-    MeshConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.storage import StorageError
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import agree, loop
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.ledger import Ledger

@@ -10,7 +10,9 @@ import pytest
 from agreement import GRADIENTS, assert_agree
 
 from sleepnet import tasks
-from sleepnet.config import DepoConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import guard, loop, newborn, step
 from sleepnet.training.metrics import read_metrics
 from sleepnet.training.optimizer import at_step, optimizer, schedule

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from sleepnet import tasks
-from sleepnet.config import DepoConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.cycle.rollout import Rollout
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import held_out, sharding
 from sleepnet.training.held_out import ACCURACY, LOSS, HeldOut
 from sleepnet.training.votes import Votes

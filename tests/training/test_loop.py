@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 
 from sleepnet import storage, tasks
-from sleepnet.config import (
-    ConfigError,
-    DepoConfig,
-    ExperimentConfig,
-    MeshConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.nn.model import init_params
 from sleepnet.storage import StorageError
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import checkpoint, loop
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, read_metrics, read_rows

@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 
 from sleepnet import tasks
-from sleepnet.config import (
-    DepoConfig,
-    ExperimentConfig,
-    MeshConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.storage import StorageError
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import guard, loop, newborn
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, MetricsWriter, read_metrics, read_rows

@@ -12,15 +12,10 @@ import pytest
 from agreement import GRADIENTS, assert_agree
 
 from sleepnet import tasks
-from sleepnet.config import (
-    ConfigError,
-    DepoConfig,
-    ExperimentConfig,
-    MeshConfig,
-    ModelConfig,
-    TrainingConfig,
-)
+from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.evaluation.programs import Program
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
 from sleepnet.training import sharding
 from sleepnet.training.optimizer import labels
 from sleepnet.training.step import init_train_state, make_train_step

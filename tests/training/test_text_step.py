@@ -8,7 +8,8 @@ import pytest
 from agreement import GRADIENTS, assert_agree
 
 from sleepnet import tasks
-from sleepnet.config import ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.training import loop, sharding
 from sleepnet.training.step import init_train_state, make_train_step
 

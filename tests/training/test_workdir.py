@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from sleepnet import tasks
-from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig
+from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.storage import StorageError
-from sleepnet.tokenizer import task_tokenizer
+from sleepnet.tasks.text import task_tokenizer
 from sleepnet.training.workdir import CONFIG, claim_workdir, differences, load_config
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sleepnet.config import RULES, as_chunk, choices
+from sleepnet.config.checks import choices
+from sleepnet.config.model import RULES, as_chunk
 from sleepnet.integers import as_integer
 from sleepnet.ops.exact import einsum
 from sleepnet.ops.gated_delta.triangular import unit_lower_inverse

@@ -21,7 +21,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from sleepnet.config import KERNEL_CHUNKS, as_kernel_chunk, choices
+from sleepnet.config.checks import choices
+from sleepnet.config.model import KERNEL_CHUNKS, as_kernel_chunk
 from sleepnet.integers import as_integer
 from sleepnet.ops import gated_delta
 from sleepnet.ops.exact import einsum

@@ -39,7 +39,7 @@ def recurrent(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV=None, *, rule=
       g_BTH: log decay, <= 0; ignored by the rules without a gate.
       beta_BTH: write strength.
       state_BHKV: fast weights before the first token; zeros by default.
-      rule: one of `sleepnet.config.RULES`.
+      rule: one of `sleepnet.config.model.RULES`.
 
     Returns:
       out_BTHV in the dtype of v, and the float32 state_BHKV after the last token.
