@@ -30,7 +30,7 @@ def experiment(
     if task.get("name") not in TASKS:
         raise ConfigError(choices("task.name", task.get("name"), TASKS))
     sections = {
-        "task": (TASKS[task["name"]], task),
+        "task": (TASKS[task["name"]][0], task),
         "model": (ModelConfig, model),
         "training": (TrainingConfig, training),
         "mesh": (MeshConfig, mesh or {}),

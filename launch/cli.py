@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from launch import busy
 from launch.live_line import is_read, notify, tell
+from sleepnet import tasks
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.config.checks import local_path, nearest
 from sleepnet.config.model import check_trainable
@@ -121,8 +122,6 @@ def define_paths(name: str, help: str):
 
 def experiment_config(values: ml_collections.ConfigDict) -> ExperimentConfig:
     """The frozen, validated config; vocabulary and window follow the task where not given."""
-    from sleepnet import tasks  # its loader is slow to import, and bad values need no loader
-
     made = tasks.make(task_config(values))
     _check_splits(made)
     config = from_dict(_with_model(values.to_dict(), vocab_size=made.vocab_size))

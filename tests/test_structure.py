@@ -194,6 +194,12 @@ assert not [module for module in defined if module.startswith("sleepnet")], defi
 """
 
 
+def test_a_config_is_read_without_what_is_slow_to_import():
+    """So that a wrong flag is reported at once."""
+    slow = "import sys, sleepnet.experiment; print({'grain', 'orbax'} & sys.modules.keys())"
+    assert waiting.run(sys.executable, "-c", slow).stdout == "set()\n"
+
+
 def test_importing_asks_for_no_device_and_defines_no_flag():
     """Importing every module works before jax.distributed, in Colab and beside other flags."""
     done = waiting.run(

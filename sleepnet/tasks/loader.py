@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
 
 from sleepnet.integers import as_integer
@@ -83,6 +82,8 @@ def batches(
     def checked(batch: Example) -> Example:
         check_batch(batch, task.vocab_size)
         return batch
+
+    import grain  # here, since it is slow to import and configs need only the tasks
 
     end = first_batch + num_batches
     dataset = grain.MapDataset.source(TaskSource(task, split, batch_size, end, rows))

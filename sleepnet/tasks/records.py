@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from sleepnet.config import ConfigError
@@ -174,6 +173,8 @@ class Records:
     def __init__(self, path: pathlib.Path):
         self._path = path
         with self._named_errors():
+            import grain  # here, since it is slow to import and configs need only the tasks
+
             self._source: Any = grain.sources.ArrayRecordDataSource([str(path)])
             self._length = len(self._source)  # opens it
 
