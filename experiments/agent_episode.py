@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 import sleepnet
-from launch import cli
+from launch.common import cli
 from sleepnet.evaluation.markdown import table
 from sleepnet.training.workdir import load_config, load_params
 

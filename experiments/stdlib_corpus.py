@@ -13,7 +13,7 @@ import platform
 import sysconfig
 from collections.abc import Iterator
 
-from launch import cli
+from launch.common import cli
 from sleepnet import storage, strict_json
 from sleepnet.config import ConfigError
 from sleepnet.config.checks import local_path

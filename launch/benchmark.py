@@ -10,7 +10,8 @@ import importlib
 
 from absl import flags
 
-from launch import cli, peers
+from launch import peers
+from launch.common import cli
 from launch.suites import Options, Shape, report, threads
 from sleepnet import storage
 from sleepnet.config import ConfigError

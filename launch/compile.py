@@ -15,8 +15,8 @@ from importlib import metadata
 
 from absl import flags
 
-from launch import cli
 from launch.ahead import STEPS
+from launch.common import cli
 from sleepnet import storage
 
 _CONFIG = cli.define_config()

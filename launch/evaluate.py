@@ -9,8 +9,8 @@ import pathlib
 
 from absl import flags
 
-from launch import cli, moved_files
-from launch.signals import Signals
+from launch.common import cli, moved_files
+from launch.common.signals import Signals
 from sleepnet.config import ConfigError
 from sleepnet.evaluation import markdown, record
 from sleepnet.training.workdir import load_config, load_params

@@ -28,8 +28,8 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from launch import cli, moved_files, prompts
-from launch.live_line import LiveLine, notify, printable, tell
+from launch.common import cli, moved_files, prompts
+from launch.common.live_line import LiveLine, notify, printable, tell
 from sleepnet import storage
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle.policies import FixedPasses, Policy, UntilStill, WithinSeconds

@@ -20,9 +20,9 @@ import time
 
 from absl import flags
 
-from launch import cli
-from launch.live_line import notify
-from launch.ports import reserved_port
+from launch.common import cli
+from launch.common.live_line import notify
+from launch.common.ports import reserved_port
 from sleepnet.config import ConfigError
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
@@ -72,7 +72,7 @@ def _run(command: list[str], count: int, devices: int, address: str) -> int:
 
 
 def joining(address: str, processes: int, process_id: int) -> list[str]:
-    """The flags by which process `process_id` finds the others; see `launch.distributed`."""
+    """The flags by which process `process_id` finds the others; see `launch.common.distributed`."""
     return [
         f"--coordinator_address={address}",
         f"--num_processes={processes}",

@@ -9,8 +9,8 @@ import pathlib
 
 from absl import flags
 
-from launch import cli
-from launch.signals import Signals
+from launch.common import cli
+from launch.common.signals import Signals
 from sleepnet import storage
 from sleepnet.config import ConfigError
 from sleepnet.evaluation import long_horizon, plots

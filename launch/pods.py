@@ -16,8 +16,8 @@ import time
 
 from absl import flags
 
-from launch import cli
 from launch.ahead.rows import PODS, Pod
+from launch.common import cli
 from sleepnet import storage
 
 _OUT = cli.define_path("out", "runs", "Folder for the figures.")

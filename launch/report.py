@@ -1,6 +1,6 @@
 """Report of evaluated runs: python -m launch.report --workdir=A --workdir=B --out=DIR."""
 
-from launch import cli
+from launch.common import cli
 from sleepnet.evaluation import markdown
 from sleepnet.evaluation.report import REPORT, report
 

@@ -18,8 +18,8 @@ import sys
 
 from absl import flags
 
-from launch import cli
-from launch.live_line import notify
+from launch.common import cli
+from launch.common.live_line import notify
 from launch.sweeps import space
 from sleepnet import storage, tasks
 from sleepnet.config import ConfigError

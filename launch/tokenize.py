@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from absl import flags
 
-from launch import cli
+from launch.common import cli
 from sleepnet import storage
 from sleepnet.config import ConfigError
 from sleepnet.tasks import TextConfig

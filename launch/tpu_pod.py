@@ -18,12 +18,12 @@ import sys
 
 from absl import flags
 
-from launch import cli
-from launch.chips import RUNTIMES, parse_accelerator
 from launch.cloud import commands, gcloud
 from launch.cloud.commands import TIERS, Pod
 from launch.cloud.life import Life, plan
-from launch.live_line import notify
+from launch.common import cli
+from launch.common.chips import RUNTIMES, parse_accelerator
+from launch.common.live_line import notify
 from sleepnet.config import ConfigError
 from sleepnet.config.checks import local_path
 

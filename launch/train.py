@@ -21,9 +21,9 @@ from importlib import metadata
 
 from absl import flags
 
-from launch import cli, compilation_cache, distributed
-from launch.live_line import notify
-from launch.signals import Signals
+from launch.common import cli, compilation_cache, distributed
+from launch.common.live_line import notify
+from launch.common.signals import Signals
 from sleepnet import strict_json
 from sleepnet.config import ConfigError
 from sleepnet.storage import StorageError

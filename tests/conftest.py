@@ -16,7 +16,7 @@ import jax
 import pytest
 import waiting
 
-from launch.ports import reserved_port
+from launch.common.ports import reserved_port
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
-from launch.ports import reserved_port
+from launch.common.ports import reserved_port
 from sleepnet import storage
 from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig

@@ -7,7 +7,7 @@ import corpora
 import jax
 import pytest
 
-from launch import cli
+from launch.common import cli
 from sleepnet import tasks
 from sleepnet.training.step import init_train_state, make_train_step
 

@@ -48,7 +48,7 @@ def test_a_mind_lives_and_an_engine_holds_many(tmp_path, monkeypatch, capsys):
 
 
 def test_the_example_experiment_is_a_valid_config():
-    from launch import cli
+    from launch.common import cli
 
     scope = {}
     exec(code_blocks("python")[3], scope)

@@ -19,7 +19,7 @@ import jax
 
 from launch.ahead.steps import Step
 from launch.ahead.topologies import Topology
-from launch.chips import GB
+from launch.common.chips import GB
 from sleepnet.config.model import REMAT_LEVELS
 from sleepnet.evaluation.programs import Program
 from sleepnet.experiment import ExperimentConfig

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from launch.ahead.costs import Measured
-from launch.chips import GB
+from launch.common.chips import GB
 from sleepnet.evaluation.markdown import table
 
 _NOTHING = "–"

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from launch.chips import CHIPS, Chip
+from launch.common.chips import CHIPS, Chip
 from sleepnet.config import ConfigError
 from sleepnet.config.checks import choices
 

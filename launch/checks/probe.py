@@ -22,9 +22,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from launch import chips
 from launch.checks import Finding, fit, folder, ok, roll_call, wrong
 from launch.checks.roll_call import Card
+from launch.common import chips
 from sleepnet.experiment import from_dict
 
 LONGEST = 2048  # bytes of a card

@@ -7,8 +7,8 @@ import dataclasses
 import pathlib
 import shlex
 
-from launch import busy, cli
-from launch.chips import Accelerator
+from launch.common import busy, cli
+from launch.common.chips import Accelerator
 
 CODE, ENVIRONMENT = "sleepnet", "sleepnet-venv"  # in the home of every machine
 LOG, EXIT, PID = "sleepnet.log", "sleepnet.exit", "sleepnet.pid"

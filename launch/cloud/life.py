@@ -6,11 +6,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from launch import cli
-from launch.busy import WHO
 from launch.cloud import commands, gcloud, states
 from launch.cloud.commands import Pod
 from launch.cloud.gcloud import PodError
+from launch.common import cli
+from launch.common.busy import WHO
 
 # Exit codes.
 USER_ERROR = 2  # what a message explains

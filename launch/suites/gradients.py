@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from experiments import depo_small
-from launch import cli
+from launch.common import cli
 from launch.suites import Options
 from sleepnet import tasks
 from sleepnet.evaluation.latency import interleaved

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from experiments import depo_small
-from launch import cli
+from launch.common import cli
 from launch.suites import Options
 from sleepnet import tasks
 from sleepnet.config import MeshConfig

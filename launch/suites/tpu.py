@@ -23,7 +23,7 @@ from jax.sharding import SingleDeviceSharding
 
 from launch.ahead.steps import shapes
 from launch.ahead.topologies import topology
-from launch.chips import CHIPS
+from launch.common.chips import CHIPS
 from launch.suites import Options
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import parallel

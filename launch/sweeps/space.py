@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from launch import cli
+from launch.common import cli
 from sleepnet.config import ConfigError
 from sleepnet.config.checks import choices, nearest
 from sleepnet.experiment import ExperimentConfig, field_paths, fields_at

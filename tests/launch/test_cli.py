@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import depo_small
-from launch import cli
+from launch.common import cli
 from sleepnet.config import ConfigError, EvaluationConfig, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.config.checks import FOLLOWS, local_path
 from sleepnet.experiment import field_paths, fields_at

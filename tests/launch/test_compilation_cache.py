@@ -6,7 +6,7 @@ import pwd
 import jax
 import pytest
 
-from launch import compilation_cache
+from launch.common import compilation_cache
 from sleepnet.storage import StorageError
 
 

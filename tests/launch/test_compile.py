@@ -11,7 +11,7 @@ import waiting
 
 from launch.ahead import pods, report, rows, topologies
 from launch.ahead.topologies import Topology
-from launch.chips import CHIPS
+from launch.common.chips import CHIPS
 from sleepnet import storage, tasks
 from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig

@@ -17,10 +17,10 @@ import pytest
 import waiting
 from hands import Hands
 
-from launch import chips
 from launch.checks import OK, WRONG, clusters, fit, folder, roll_call, software, supervise, within
 from launch.checks.clusters import Cluster
 from launch.checks.roll_call import Card, Host, RollCallError, attend
+from launch.common import chips
 from sleepnet import tasks
 from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig

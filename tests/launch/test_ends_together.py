@@ -8,8 +8,8 @@ import pytest
 import waiting
 
 from launch.checks import WRONG, roll_call
+from launch.common.ports import reserved_port
 from launch.local_processes import environment, joining
-from launch.ports import reserved_port
 from sleepnet.training.workdir import locked
 
 TRAIN = [

@@ -16,7 +16,7 @@ import jax
 import pytest
 import waiting
 
-from launch.live_line import LiveLine, printable
+from launch.common.live_line import LiveLine, printable
 from sleepnet import Sampling, Session, UntilStill, tasks
 from sleepnet.config import ModelConfig
 from sleepnet.experiment import ExperimentConfig

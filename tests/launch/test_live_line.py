@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from launch.live_line import notify, printable, tell
+from launch.common.live_line import notify, printable, tell
 
 
 def test_a_terminal_gets_no_control_characters():

@@ -7,7 +7,7 @@ import types
 import corpora
 import pytest
 
-from launch import moved_files
+from launch.common import moved_files
 from sleepnet import tasks
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.experiment import ExperimentConfig

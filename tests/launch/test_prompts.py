@@ -6,7 +6,7 @@ import threading
 import pytest
 import waiting
 
-from launch import prompts
+from launch.common import prompts
 from sleepnet.config import ConfigError
 
 

@@ -16,7 +16,7 @@ COMPILED = waiting.ROOT / ".pytest_cache" / "signals"
 # Calls that stay in C, as XLA's compiler does; "ready" once the first one keeps a core busy.
 BUSY = """
 import hashlib, threading, time
-from launch.signals import Signals
+from launch.common.signals import Signals
 signals = Signals()
 signals.has_nothing_to_save({nothing})
 clock = time.pthread_getcpuclockid(threading.get_ident())

@@ -15,12 +15,12 @@ import sys
 import pytest
 import waiting
 
-from launch import busy, cli
-from launch.chips import RUNTIMES, parse_accelerator, parse_topology
 from launch.cloud import gcloud
 from launch.cloud.commands import Pod
 from launch.cloud.gcloud import PodError
 from launch.cloud.life import Life, cause, plan
+from launch.common import busy, cli
+from launch.common.chips import RUNTIMES, parse_accelerator, parse_topology
 from sleepnet.config import ConfigError
 
 GCLOUD = """

@@ -1,6 +1,6 @@
 """One of several processes that train together: what it sees goes to a file. Not a test itself.
 
-python tests/launch/worker.py --out=FOLDER --fsdp=2 [and the flags of launch.distributed]
+python tests/launch/worker.py --out=FOLDER --fsdp=2 [and the flags of launch.common.distributed]
 """
 
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 from absl import app, flags
 from jax.experimental import multihost_utils
 
-from launch import distributed
+from launch.common import distributed
 from sleepnet import tasks
 from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig

@@ -6,7 +6,7 @@ import sys
 import pytest
 import waiting
 
-from launch.ports import reserved_port
+from launch.common.ports import reserved_port
 
 
 def run(count, workdir, *actions):

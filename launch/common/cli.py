@@ -14,8 +14,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import busy
-from launch.live_line import is_read, notify, tell
+from launch.common import busy
+from launch.common.live_line import is_read, notify, tell
 from sleepnet import tasks
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.config.checks import local_path, nearest

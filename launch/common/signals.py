@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-from launch.live_line import notify
+from launch.common.live_line import notify
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

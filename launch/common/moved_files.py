@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli
+from launch.common import cli
 from sleepnet.config import ConfigError
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.tasks import TextConfig

@@ -14,11 +14,11 @@ import traceback
 
 from absl import flags
 
-from launch import cli
 from launch.checks import WRONG
 from launch.checks.clusters import Cluster, detect
 from launch.checks.examination import call_the_roll
-from launch.live_line import notify
+from launch.common import cli
+from launch.common.live_line import notify
 from sleepnet import storage
 from sleepnet.config import ConfigError
 from sleepnet.experiment import ExperimentConfig

@@ -1,0 +1,1 @@
+"""What several programs share: flags, devices, signals, prompts and what they print."""
