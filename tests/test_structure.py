@@ -129,7 +129,7 @@ def test_nothing_leans_on_the_inside_of_jax(name):
     """No jax._src, neither imported nor reached for; but where a cluster is looked for, which JAX
     tells nobody, and where the program goes on without."""
     leans = any(imported.startswith("jax._src") for imported in imports(TREES[name]))
-    assert leans == (name == "launch.checks.clusters")
+    assert leans == (name == "launch.doctor.clusters")
     attributes = {node.attr for node in ast.walk(TREES[name]) if isinstance(node, ast.Attribute)}
     assert "_src" not in attributes
 

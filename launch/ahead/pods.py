@@ -20,9 +20,9 @@ TPUs, and never ran on one. Sequences of 8192 tokens in windows of 2048; N = 1 a
   **as bf16 passes** counts a float32 product at the highest precision, as all are that touch a fast
   weight, six times. **HBM** is what instructions read and write outside the chip, an estimate;
   **sent** what a device sends if each collective runs in a ring. All per device and step.
-- **Least ms** is each of the three at the peak rates of Google's data sheets (`launch/common/chips.py`),
-  and the largest is the bound: no step is faster, as far as the counts hold, and a real one is
-  slower.
+- **Least ms** is each of the three at the peak rates of Google's data sheets
+  (`launch/common/chips.py`), and the largest is the bound: no step is faster, as far as the counts
+  hold, and a real one is slower.
 - **Wake** is a token for each of 8 minds, with parameters in bfloat16, on one chip; or, where they
   do not fit, split over all. **Sleep** is that of one window over the chips of one host.
 """

@@ -14,11 +14,11 @@ import traceback
 
 from absl import flags
 
-from launch.checks import WRONG
-from launch.checks.clusters import Cluster, detect
-from launch.checks.examination import call_the_roll
 from launch.common import cli
 from launch.common.live_line import notify
+from launch.doctor.clusters import Cluster, detect
+from launch.doctor.examination import call_the_roll
+from launch.doctor.findings import WRONG
 from sleepnet import storage
 from sleepnet.config import ConfigError
 from sleepnet.experiment import ExperimentConfig

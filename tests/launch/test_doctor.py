@@ -17,10 +17,11 @@ import pytest
 import waiting
 from hands import Hands
 
-from launch.checks import OK, WRONG, clusters, fit, folder, roll_call, software, supervise, within
-from launch.checks.clusters import Cluster
-from launch.checks.roll_call import Card, Host, RollCallError, attend
 from launch.common import chips
+from launch.doctor import clusters, fit, folder, roll_call, software, supervise
+from launch.doctor.clusters import Cluster
+from launch.doctor.findings import OK, WRONG, within
+from launch.doctor.roll_call import Card, Host, RollCallError, attend
 from sleepnet import tasks
 from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig

@@ -7,8 +7,9 @@ import sys
 import pytest
 import waiting
 
-from launch.checks import WRONG, roll_call
 from launch.common.ports import reserved_port
+from launch.doctor import roll_call
+from launch.doctor.findings import WRONG
 from launch.local_processes import environment, joining
 from sleepnet.training.workdir import locked
 

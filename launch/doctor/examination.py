@@ -6,20 +6,9 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 
-from launch.checks import (
-    OK,
-    Deadline,
-    Finding,
-    folder,
-    ok,
-    roll_call,
-    skipped,
-    software,
-    supervise,
-    within,
-    wrong,
-)
-from launch.checks.clusters import Cluster, detect
+from launch.doctor import folder, roll_call, software, supervise
+from launch.doctor.clusters import Cluster, detect
+from launch.doctor.findings import OK, Deadline, Finding, ok, skipped, within, wrong
 from sleepnet import strict_json
 from sleepnet.config import ConfigError
 from sleepnet.experiment import ExperimentConfig
@@ -86,7 +75,7 @@ def examine(launch: Launch) -> Iterator[Finding]:
         "pace": pace,
         "facts": _facts(config),
     }
-    command = [sys.executable, "-m", "launch.checks.probe", strict_json.dumps(plan)]
+    command = [sys.executable, "-m", "launch.doctor.probe", strict_json.dumps(plan)]
     yield from supervise.watch(command, deadline.left())
 
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from launch.checks import Deadline, Finding, wrong
+from launch.doctor.findings import Deadline, Finding, wrong
 
 # What to do where a stage hangs or dies.
 REMEDIES = {
@@ -28,7 +28,7 @@ REMEDIES = {
 
 
 def watch(command: list[str], seconds: float) -> Iterator[Finding]:
-    """The findings of a child that speaks as `launch.checks.probe`; it ends with us.
+    """The findings of a child that speaks as `launch.doctor.probe`; it ends with us.
 
     Args:
       seconds: for all of it; each stage names its own limit.

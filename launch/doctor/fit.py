@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from launch.checks import Finding, ok, wrong
-from launch.checks.folder import size
+from launch.doctor.findings import Finding, ok, wrong
+from launch.doctor.folder import size
 from sleepnet import tasks
 from sleepnet.config import ConfigError
 from sleepnet.config.model import REMAT_LEVELS

@@ -15,9 +15,9 @@ import dataclasses
 
 from absl import flags
 
-from launch.checks import OK, SKIPPED, WRONG, Finding
-from launch.checks.examination import PATIENCE, SECONDS, Launch, examine
 from launch.common import chips, cli, distributed
+from launch.doctor.examination import PATIENCE, SECONDS, Launch, examine
+from launch.doctor.findings import OK, SKIPPED, WRONG, Finding
 from sleepnet import strict_json
 
 _CONFIG = cli.define_config()

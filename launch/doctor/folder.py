@@ -8,7 +8,7 @@ import resource
 import secrets
 import shutil
 
-from launch.checks import Finding, ok, wrong
+from launch.doctor.findings import Finding, ok, wrong
 
 PROBE = ".doctor-"
 PROBE_BYTES = 1 << 20

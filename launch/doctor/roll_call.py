@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launch.checks import Deadline, Finding, ok, wrong
+from launch.doctor.findings import Deadline, Finding, ok, wrong
 
 GREETING = "sleepnet doctor"
 MOST_CLOCK_SECONDS = 5.0

@@ -22,9 +22,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from launch.checks import Finding, fit, folder, ok, roll_call, wrong
-from launch.checks.roll_call import Card
 from launch.common import chips
+from launch.doctor import fit, folder, roll_call
+from launch.doctor.findings import Finding, ok, wrong
+from launch.doctor.roll_call import Card
 from sleepnet.experiment import from_dict
 
 LONGEST = 2048  # bytes of a card

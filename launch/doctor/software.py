@@ -7,7 +7,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from launch.checks import Finding, ok, wrong
+from launch.doctor.findings import Finding, ok, wrong
 
 SHOWN = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Whose requirements must be met; jax names the jaxlib and libtpu that it takes.

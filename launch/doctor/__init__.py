@@ -1,0 +1,1 @@
+"""`launch.doctor`: check software, devices, folders and the processes of a launch."""
