@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pathlib
 
-from launch.sweeps import space
+from launch.sweep import space
 from sleepnet import storage
 from sleepnet.config import ConfigError
 from sleepnet.experiment import ExperimentConfig, from_dict

@@ -11,9 +11,9 @@ import pytest
 import waiting
 
 from experiments import depo_small
-from launch.sweeps import book, space
-from launch.sweeps.book import DONE, FAILED, STOPPED, WAITING
-from launch.sweeps.crew import Crew
+from launch.sweep import book, space
+from launch.sweep.book import DONE, FAILED, STOPPED, WAITING
+from launch.sweep.crew import Crew
 from sleepnet.config import ConfigError
 
 

@@ -8,9 +8,9 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from launch.sweeps import book
-from launch.sweeps.book import DONE, FAILED, LOG, STOPPED, Row
-from launch.sweeps.space import Run
+from launch.sweep import book
+from launch.sweep.book import DONE, FAILED, LOG, STOPPED, Row
+from launch.sweep.space import Run
 
 GRACE = 60.0  # seconds in which a run that is asked to stop saves its checkpoint
 USER_ERROR = 2  # exit code of what no retry mends

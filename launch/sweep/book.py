@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from launch.sweeps.space import Run
+from launch.sweep.space import Run
 from sleepnet import storage, strict_json
 from sleepnet.evaluation import record
 from sleepnet.evaluation.markdown import table

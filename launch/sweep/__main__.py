@@ -20,7 +20,7 @@ from absl import flags
 
 from launch.common import cli
 from launch.common.live_line import notify
-from launch.sweeps import space
+from launch.sweep import space
 from sleepnet import storage, tasks
 from sleepnet.config import ConfigError
 from sleepnet.nn import flops
@@ -59,8 +59,8 @@ def main(_):
 
 
 def _work(runs, folder: pathlib.Path) -> int:
-    from launch.sweeps import book  # heavy imports only once all runs are known to be good
-    from launch.sweeps.crew import Crew
+    from launch.sweep import book  # heavy imports only once all runs are known to be good
+    from launch.sweep.crew import Crew
 
     if left := [run for run in runs if not book.is_done(run, folder / run.name)]:
         space.check_meshes(left, _num_devices())
