@@ -15,12 +15,12 @@ import sys
 import pytest
 import waiting
 
-from launch.cloud import gcloud
-from launch.cloud.commands import Pod
-from launch.cloud.gcloud import PodError
-from launch.cloud.life import Life, cause, plan
 from launch.common import busy, cli
 from launch.common.chips import RUNTIMES, parse_accelerator, parse_topology
+from launch.tpu_pod import gcloud
+from launch.tpu_pod.commands import Pod
+from launch.tpu_pod.gcloud import PodError
+from launch.tpu_pod.life import Life, cause, plan
 from sleepnet.config import ConfigError
 
 GCLOUD = """

@@ -18,12 +18,12 @@ import sys
 
 from absl import flags
 
-from launch.cloud import commands, gcloud
-from launch.cloud.commands import TIERS, Pod
-from launch.cloud.life import Life, plan
 from launch.common import cli
 from launch.common.chips import RUNTIMES, parse_accelerator
 from launch.common.live_line import notify
+from launch.tpu_pod import commands, gcloud
+from launch.tpu_pod.commands import TIERS, Pod
+from launch.tpu_pod.life import Life, plan
 from sleepnet.config import ConfigError
 from sleepnet.config.checks import local_path
 

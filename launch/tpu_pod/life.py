@@ -6,11 +6,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from launch.cloud import commands, gcloud, states
-from launch.cloud.commands import Pod
-from launch.cloud.gcloud import PodError
 from launch.common import cli
 from launch.common.busy import WHO
+from launch.tpu_pod import commands, gcloud, states
+from launch.tpu_pod.commands import Pod
+from launch.tpu_pod.gcloud import PodError
 
 # Exit codes.
 USER_ERROR = 2  # what a message explains

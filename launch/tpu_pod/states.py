@@ -4,7 +4,7 @@ Names and meanings as in cloud.google.com/tpu/docs/reference/rest/v2: `QueuedRes
 for requests, `Node.State` for machines.
 """
 
-from launch.cloud.gcloud import PodError
+from launch.tpu_pod.gcloud import PodError
 
 # What to do.
 ASK, WAIT, USE, REPLACE = "ask for it", "wait", "use it", "delete what is left, and ask anew"
