@@ -16,8 +16,8 @@ import time
 
 from absl import flags
 
-from launch.ahead.rows import PODS, Pod
 from launch.common import cli
+from launch.compile.rows import PODS, Pod
 from sleepnet import storage
 
 _OUT = cli.define_path("out", "runs", "Folder for the figures.")
@@ -26,7 +26,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Compile with least effort; see `laun
 
 
 def main(_):
-    from launch.ahead import pods
+    from launch.compile import pods
 
     out = _OUT.value
     storage.prepare_folder(out / "pods")

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from launch.ahead.steps import shapes
-from launch.ahead.topologies import topology
 from launch.common.chips import CHIPS
+from launch.compile.steps import shapes
+from launch.compile.topologies import topology
 from launch.suites import Options
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import parallel

@@ -9,9 +9,9 @@ import jax
 import pytest
 import waiting
 
-from launch.ahead import pods, report, rows, topologies
-from launch.ahead.topologies import Topology
 from launch.common.chips import CHIPS
+from launch.compile import pods, report, rows, topologies
+from launch.compile.topologies import Topology
 from sleepnet import storage, tasks
 from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig

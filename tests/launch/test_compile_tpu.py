@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from launch.ahead import costs, report, steps, topologies
+from launch.compile import costs, report, steps, topologies
 from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.evaluation.programs import Program
 from sleepnet.experiment import ExperimentConfig

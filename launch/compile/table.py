@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from launch.ahead.costs import Measured
 from launch.common.chips import GB
+from launch.compile.costs import Measured
 from sleepnet.evaluation.markdown import table
 
 _NOTHING = "–"

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.ahead import table
-from launch.ahead.costs import Measured
+from launch.compile import table
+from launch.compile.costs import Measured
 
 _HEAD = """# Pods
 

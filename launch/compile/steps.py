@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import sleepnet
-from launch.ahead.topologies import Topology
+from launch.compile.topologies import Topology
 from sleepnet import tasks
 from sleepnet.config import ModelConfig
 from sleepnet.config.model import PARTS
@@ -23,6 +23,7 @@ from sleepnet.ops.gated_delta import chunks
 from sleepnet.training import sharding
 from sleepnet.training.step import init_train_state, make_train_step
 
+STEPS = ("train", "wake", "sleep")
 MOST = 0.85  # of a device's memory for parameters and state: steps need room beside them
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from launch.ahead import STEPS, costs, table, topologies
-from launch.ahead import steps as made
+from launch.compile import costs, table, topologies
+from launch.compile import steps as made
+from launch.compile.steps import STEPS
 from sleepnet.experiment import ExperimentConfig
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 
-from launch.ahead.steps import Step
-from launch.ahead.topologies import Topology
 from launch.common.chips import GB
+from launch.compile.steps import Step
+from launch.compile.topologies import Topology
 from sleepnet.config.model import REMAT_LEVELS
 from sleepnet.evaluation.programs import Program
 from sleepnet.experiment import ExperimentConfig

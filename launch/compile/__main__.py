@@ -15,8 +15,8 @@ from importlib import metadata
 
 from absl import flags
 
-from launch.ahead import STEPS
 from launch.common import cli
+from launch.compile.steps import STEPS
 from sleepnet import storage
 
 _CONFIG = cli.define_config()
@@ -36,7 +36,7 @@ def main(_):
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # of this machine's devices none is asked
-    from launch.ahead.report import report
+    from launch.compile.report import report
     from sleepnet.evaluation.machine import describe_machine
 
     config = cli.experiment_config(_CONFIG.value)
