@@ -111,10 +111,10 @@ $(TPU)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(TPU)/bin/python -m pip install --quiet --editable '.[tpu]' --constraint $(CONSTRAINTS)
 	@touch $@
 
-# Other implementations, for comparison; their versions are those in launch/peers/*.txt.
+# Other implementations, for comparison; their versions are those in launch/benchmark/peers/*.txt.
 PEERS ?= .venv-peers
 peers: $(PEERS)/transformers/.installed $(PEERS)/ejkernel/.installed
-$(PEERS)/%/.installed: launch/peers/%.txt | $(CONSTRAINTS)
+$(PEERS)/%/.installed: launch/benchmark/peers/%.txt | $(CONSTRAINTS)
 	$(PYTHON) -m venv $(PEERS)/$*
 	$(PEERS)/$*/bin/python -m pip install --quiet --upgrade pip
 	$(PEERS)/$*/bin/python -m pip install --quiet --requirement $<

@@ -12,8 +12,18 @@ import pytest
 import waiting
 
 import sleepnet
-from launch import peers
-from launch.suites import Options, devices, gradients, horizon, report, rule, sleep, tpu, wake
+from launch.benchmark import peers
+from launch.benchmark.suites import (
+    Options,
+    devices,
+    gradients,
+    horizon,
+    report,
+    rule,
+    sleep,
+    tpu,
+    wake,
+)
 from sleepnet.config import ConfigError
 from sleepnet.nn import flops
 

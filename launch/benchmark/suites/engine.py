@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import sleepnet
-from launch.suites import Options
+from launch.benchmark.suites import Options
 from sleepnet.config import ModelConfig
 from sleepnet.inference.sampling import Sampling, stack
 from sleepnet.inference.slots import Slots

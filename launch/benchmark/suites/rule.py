@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import peers
-from launch.suites import Options, threads
-from launch.suites.machine import Machine, machine_calls
+from launch.benchmark import peers
+from launch.benchmark.suites import Options, threads
+from launch.benchmark.suites.machine import Machine, machine_calls
 from sleepnet.evaluation.latency import interleaved
 from sleepnet.ops import gated_delta
 

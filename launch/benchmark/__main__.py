@@ -1,8 +1,9 @@
 """Speed on this machine: python -m launch.benchmark --suite=rule --peer=transformers.
 
 Prints a table, writes the figures to OUT/benchmarks/SUITE.json, and OUT/BENCHMARKS.md from all
-suites that lie there. What a suite measures stands at the top of launch/suites/SUITE.py; what
-takes turns is compared within one run. For one core: NPROC=1 taskset -c 0 python -m ...
+suites that lie there. What a suite measures stands at the top of
+launch/benchmark/suites/SUITE.py; what takes turns is compared within one run. For one core:
+NPROC=1 taskset -c 0 python -m ...
 """
 
 import datetime
@@ -10,9 +11,9 @@ import importlib
 
 from absl import flags
 
-from launch import peers
+from launch.benchmark import peers
+from launch.benchmark.suites import Options, Shape, report, threads
 from launch.common import cli
-from launch.suites import Options, Shape, report, threads
 from sleepnet import storage
 from sleepnet.config import ConfigError
 from sleepnet.evaluation.machine import describe_machine
@@ -50,7 +51,7 @@ def main(_):
         peers=tuple(_PEERS.value),
         environments=_ENVIRONMENTS.value,
     )
-    suite = importlib.import_module(f"launch.suites.{_SUITE.value}")
+    suite = importlib.import_module(f"launch.benchmark.suites.{_SUITE.value}")
     _check_heeded(suite.TAKES)
     try:
         measured = suite.run(options)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import sleepnet
-from launch.suites import Options
-from launch.suites.rule import rule_inputs
+from launch.benchmark.suites import Options
+from launch.benchmark.suites.rule import rule_inputs
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import parallel
 from sleepnet.cycle.sleep import at_dusk

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from experiments import depo_small
+from launch.benchmark.suites import Options
 from launch.common import cli
-from launch.suites import Options
 from sleepnet import tasks
 from sleepnet.evaluation.latency import interleaved
 from sleepnet.nn import flops

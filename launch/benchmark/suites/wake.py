@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 import sleepnet
-from launch.suites import Options
-from launch.suites.machine import Machine, machine_calls
+from launch.benchmark.suites import Options
+from launch.benchmark.suites.machine import Machine, machine_calls
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.evaluation.latency import interleaved
 from sleepnet.nn import flops

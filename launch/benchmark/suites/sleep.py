@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import sleepnet
-from launch.suites import Options
+from launch.benchmark.suites import Options
 from sleepnet.config import ModelConfig
 from sleepnet.evaluation.latency import Timing, interleaved
 

@@ -1,4 +1,4 @@
-"""Runs a peer for `launch.peers`, in the peer's own environment: `python serve.py of_NAME`.
+"""Run a peer of `launch.benchmark` in the peer's own environment: `python serve.py of_NAME`.
 
 Each request is a line of JSON, and so is its answer:
 

@@ -6,7 +6,7 @@ is at home on one core: NPROC=1 and GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as `m
 
 import jax
 
-from launch.suites import Options
+from launch.benchmark.suites import Options
 from sleepnet import tasks
 from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.evaluation.latency import interleaved

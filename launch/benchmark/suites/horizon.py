@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sleepnet
-from launch.suites import Options
-from launch.suites.machine import Machine, machine_calls
-from launch.suites.wake import token_bytes
+from launch.benchmark.suites import Options
+from launch.benchmark.suites.machine import Machine, machine_calls
+from launch.benchmark.suites.wake import token_bytes
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import cache
 from sleepnet.evaluation.latency import Timing, interleaved

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from launch.benchmark.suites import Options
 from launch.common.chips import CHIPS
 from launch.compile.steps import shapes
 from launch.compile.topologies import topology
-from launch.suites import Options
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import parallel
 from sleepnet.cycle.sleep import at_dusk

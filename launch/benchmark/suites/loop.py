@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from experiments import depo_small
+from launch.benchmark.suites import Options
 from launch.common import cli
-from launch.suites import Options
 from sleepnet import tasks
 from sleepnet.config import MeshConfig
 from sleepnet.training import loop

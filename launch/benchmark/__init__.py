@@ -1,0 +1,1 @@
+"""`launch.benchmark`: suites that time every part, and peers that run beside ours."""
