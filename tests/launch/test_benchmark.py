@@ -65,7 +65,7 @@ def fake(tmp_path, monkeypatch):
 
     def start(name):
         (tmp_path / "of_fake.py").write_text(FAKES[name])
-        command = [sys.executable, str(ROOT / "launch" / "peers" / "serve.py"), "of_fake"]
+        command = [sys.executable, str(ROOT / "launch/benchmark/peers/serve.py"), "of_fake"]
         started.append(peers.Peer(name, command, tmp_path, threads=1))
         return started[-1]
 

@@ -28,16 +28,22 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAMS = [
     path
     for room in ("experiments", "launch")
-    for path in sorted((ROOT / room).glob("*.py"))
+    for path in sorted((ROOT / room).rglob("*.py"))
     if "cli.run(main" in path.read_text()
 ]
+
+
+def module_of(path):
+    """Return what `python -m` takes: a package stands for its `__main__`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__main__")
 
 
 def run(program, *arguments):
     return waiting.run(sys.executable, "-m", f"launch.{program}", *arguments)
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROGRAMS, ids=module_of)
 def test_help_shows_each_line_as_it_is_written(path):
     """A backslash at the end of a line of a shell is kept: Python would join it with the next."""
     [about, *_] = ast.parse(path.read_text()).body
@@ -51,7 +57,7 @@ def test_words_that_no_flag_takes_are_refused():
 
 
 def test_every_program_that_is_told_of_can_be_started():
-    """No package hides it."""
+    """It is a file or a package with a `__main__`, and not both."""
     code = (path for room in ("launch", "experiments") for path in (ROOT / room).rglob("*.py"))
     told = set()
     for path in (*ROOT.glob("*.md"), ROOT / "Makefile", *code):
@@ -59,7 +65,8 @@ def test_every_program_that_is_told_of_can_be_started():
     assert len(told) > 12
     for module in told:
         path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").is_file() and not path.exists(), module
+        found = [path.with_suffix(".py").is_file(), (path / "__main__.py").is_file()]
+        assert sum(found) == 1, module
 
 
 def test_parameters_too_coarse_to_train_are_refused_with_what_to_set():
@@ -80,7 +87,7 @@ def test_help_is_no_failure():
 
 
 MANY_LINES = """
-from launch import cli
+from launch.common import cli
 def main(_):
     for _ in range(100_000):
         print("4 × 4 → ±é–", flush=True)
@@ -231,7 +238,7 @@ def defined(path, *names):
 
 
 PATH_FLAGS = [
-    pytest.param(path, name, id=f"{path.stem} {name}")
+    pytest.param(path, name, id=f"{module_of(path)} {name}")
     for path in PROGRAMS
     for name in ("config", *defined(path, "define_path", "define_paths"))
     if name != "config" or "define_config" in path.read_text()
@@ -282,7 +289,7 @@ def test_a_program_refuses_a_url_in_a_line_and_makes_nothing(tmp_path):
 @pytest.mark.parametrize(("path", "flag"), PATH_FLAGS)
 def test_every_program_expands_or_refuses_every_path(path, flag):
     """~user is one that is not there, so that what is expanded is refused, too."""
-    module = f"{path.parent.name}.{path.stem}"
+    module = module_of(path)
     for given, reason in (("gs://b/x", "a URL is not a path"), ("~nobody-/x", "there is no user")):
         done = waiting.run(sys.executable, "-m", module, f"--{flag}={given}")
         assert done.returncode == 2 and not done.stdout
