@@ -22,7 +22,7 @@ TRAIN = [
 ALONE = """
 import jax
 from jax.experimental import multihost_utils
-from launch import cli, distributed
+from launch.common import cli, distributed
 def main(_):
     cluster = distributed.cluster()
     jax.distributed.initialize(**cluster._asdict(), heartbeat_timeout_seconds=20)

@@ -73,7 +73,7 @@ FAIL = """
 import jax, numpy
 from absl import flags
 from jax.experimental import multihost_utils
-from launch import cli, distributed
+from launch.common import cli, distributed
 from sleepnet.config import ConfigError
 flags.DEFINE_bool("explained", False, "")
 def main(_):
