@@ -38,11 +38,12 @@ from sleepnet import storage
 from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.tasks import DepoConfig
-from sleepnet.training import held_out, loop, newborn
+from sleepnet.training import held_out, loop
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS
+from sleepnet.training.multihost import STOP
 from sleepnet.training.program import Program
-from sleepnet.training.votes import STOP
+from sleepnet.training.step import state_shapes
 
 CONFIG = ExperimentConfig(
     model=ModelConfig(vocab_size=6, pattern="G", d_model=8, num_heads=1, window=4, passes=2),
@@ -230,7 +231,7 @@ def differences(workdir, reference, log):
 def _differences(workdir, reference):
     if (workdir / METRICS).read_bytes() != (reference / METRICS).read_bytes():
         yield f"{METRICS} of {workdir}"
-    like = newborn.shapes(CONFIG, mesh=None)
+    like = state_shapes(CONFIG, mesh=None)
     states = []
     for folder in (workdir, reference):
         with contextlib.closing(Checkpoints(folder)) as checkpoints:

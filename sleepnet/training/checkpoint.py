@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from sleepnet import storage, strict_json
-from sleepnet.training import agree
+from sleepnet.training import multihost
 from sleepnet.training.step import TrainState
 
 FOLDER = "checkpoints"
@@ -82,7 +82,7 @@ class Checkpoints:
         """
         earlier = self._outcome(wait=True)
         step = int(state.step)
-        if not agree.from_first(lambda: step in self.steps()):
+        if not multihost.from_first(lambda: step in self.steps()):
             self._begin(state, step, metric)
         elif metric is not None:
             self.rate(step, metric)
@@ -126,7 +126,7 @@ class Checkpoints:
                         f"{self._source(later)} cannot be deleted: {error.strerror}"
                     ) from error
 
-        agree.from_first(discard)  # nobody goes on before they are gone
+        multihost.from_first(discard)  # nobody goes on before they are gone
 
     def close(self):
         """`wait`."""
@@ -170,13 +170,13 @@ class Checkpoints:
           StorageError: there are checkpoints and none can be read; all are left as they are.
         """
         damaged = []
-        for step in reversed(agree.from_first(self.steps)):
+        for step in reversed(multihost.from_first(self.steps)):
             try:
                 state = self.restore(like, step)
             except storage.StorageError as error:
                 damaged.append((step, error))
                 continue
-            kept = agree.from_first(lambda: [self._set_aside(bad) for bad, _ in damaged])
+            kept = multihost.from_first(lambda: [self._set_aside(bad) for bad, _ in damaged])
             return state, [
                 f"{error}; kept as {name}, going back to step {step}"
                 for (_, error), name in zip(damaged, kept, strict=True)
@@ -196,7 +196,7 @@ class Checkpoints:
         record = {"step": step, "metric": metric, "digests": storage.digests(state)}
         items = {PARAMS: state.params, REST: _rest(state)}
         try:
-            agree.from_first(self._prepare)
+            multihost.from_first(self._prepare)
         except storage.StorageError as error:
             raise self._save_error(step, error) from error
         self._saving = concurrent.futures.Future()
@@ -207,7 +207,7 @@ class Checkpoints:
                 )
         except Exception as error:  # Orbax raises a dozen kinds
             self._saving.set_result(self._save_error(step, error))
-            if agree.alone():  # with others, all learn of it at the next wait
+            if multihost.alone():  # with others, all learn of it at the next wait
                 self.check()
             return
         self._metrics[step] = metric
@@ -237,21 +237,21 @@ class Checkpoints:
 
     def _outcome(self, wait: bool) -> SaveError | None:
         """How the save in the background ended; None as well while it goes on."""
-        if wait and not agree.alone():
+        if wait and not multihost.alone():
             return self._agreed_outcome()
         if self._saving is None or not (wait or self._saving.done()):
             return None
         error = self._saving.result()
-        if agree.alone():
+        if multihost.alone():
             self._saving = None
         return error
 
     def _agreed_outcome(self) -> SaveError | None:
         """The same on all processes: if one failed, the others do not wait for it."""
         while True:
-            stands = agree.gather(self._stands())
+            stands = multihost.gather(self._stands())
             if FAILED in stands:
-                elsewhere = agree.elsewhere(stands.index(FAILED))
+                elsewhere = multihost.elsewhere(stands.index(FAILED))
                 error = self._outcome(wait=False) or SaveError(
                     f"a checkpoint in {self.folder} could not be saved: {elsewhere}. Earlier "
                     f"checkpoints are whole: {self.steps()}"
@@ -318,7 +318,7 @@ class Checkpoints:
 
         Each process reads its own parts: of a damaged file only one may take notice.
         """
-        return agree.together(
+        return multihost.together(
             lambda: self._read_here(step, like), f"{self._source(step)} cannot be read"
         )
 

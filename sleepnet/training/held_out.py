@@ -10,9 +10,9 @@ from sleepnet import tasks
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.training import sharding
 from sleepnet.training.metrics import HELD_OUT
+from sleepnet.training.multihost import STOP, StopFlags, with_stop_flags
 from sleepnet.training.program import Program
 from sleepnet.training.step import score
-from sleepnet.training.votes import STOP, Votes, with_votes
 
 LOSS, ACCURACY = f"{HELD_OUT}loss", f"{HELD_OUT}accuracy"
 
@@ -20,15 +20,15 @@ LOSS, ACCURACY = f"{HELD_OUT}loss", f"{HELD_OUT}accuracy"
 class HeldOut:
     """Measures the first `training.evaluate_examples` examples of the test split, each once."""
 
-    def __init__(self, config: ExperimentConfig, task, mesh, votes: Votes):
-        self._config, self._task, self._mesh, self._votes = config, task, mesh, votes
+    def __init__(self, config: ExperimentConfig, task, mesh, stop_flags: StopFlags):
+        self._config, self._task, self._mesh, self._stop_flags = config, task, mesh, stop_flags
         self._program = None
 
     def compile(self, params, on_notice: Callable[[str], None]):
         """Before the first `measure`."""
-        like = params, next(self._batches()), self._votes.ballots()
+        like = params, next(self._batches()), self._stop_flags.flags()
         sums = _sums(self._config, self._task, self._mesh)
-        program = jax.jit(with_votes(lambda *arguments: ((), sums(*arguments))))
+        program = jax.jit(with_stop_flags(lambda *arguments: ((), sums(*arguments))))
         self._program = Program("held-out measurement", program, like, on_notice)
 
     def measure(self, params, on_batch: Callable[[], None]) -> dict[str, float] | None:
@@ -42,10 +42,10 @@ class HeldOut:
         totals, waiting = np.zeros(3), None
         for batch in self._batches():
             on_batch()
-            _, sums = self._program(params, batch, self._votes.ballots())
+            _, sums = self._program(params, batch, self._stop_flags.flags())
             if waiting is not None:
                 totals += _counted(waiting)
-                if self._votes.asked() or waiting[STOP]:
+                if self._stop_flags.asked() or waiting[STOP]:
                     return None
             waiting = sums
         nll, right, scored = totals + _counted(waiting)

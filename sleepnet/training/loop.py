@@ -11,18 +11,16 @@ import jax
 from sleepnet import tasks
 from sleepnet.config.model import check_trainable
 from sleepnet.experiment import ExperimentConfig
-from sleepnet.training import agree, guard, newborn, sharding
-from sleepnet.training.clock import Clock
+from sleepnet.training import guard, multihost, sharding
 from sleepnet.training.held_out import ACCURACY, HeldOut
-from sleepnet.training.ledger import Ledger
 from sleepnet.training.metrics import held_out_rows
-from sleepnet.training.pace import Pace
+from sleepnet.training.multihost import STOP, StopFlags, with_stop_flags
 from sleepnet.training.profile import Profile
 from sleepnet.training.program import Program, peak_memory
-from sleepnet.training.rollbacks import Rollback, Rollbacks
+from sleepnet.training.run_io import Rollback, Rollbacks, RunFiles
 from sleepnet.training.sharding import make_mesh
-from sleepnet.training.step import TrainState, make_train_step
-from sleepnet.training.votes import STOP, Votes, with_votes
+from sleepnet.training.step import TrainState, make_init, make_train_step, state_shapes
+from sleepnet.training.throughput import Clock, Pace
 from sleepnet.training.watch import Watch
 from sleepnet.training.workdir import claim_workdir, locked
 
@@ -85,7 +83,7 @@ def train(
     """
     check_trainable(config.model)
     workdir = pathlib.Path(workdir)
-    task = agree.together(lambda: tasks.make(config.task), "the task cannot be made")
+    task = multihost.together(lambda: tasks.make(config.task), "the task cannot be made")
     config = dataclasses.replace(config, task=task.config)  # with what its files were
     mesh = make_mesh(config, jax.devices())
     with contextlib.ExitStack() as stack:
@@ -95,7 +93,7 @@ def train(
             claim_workdir(config, workdir)
             on_claimed()
 
-        agree.from_first(claim)
+        multihost.from_first(claim)
         reports = _Reports(on_progress, on_notice, on_phase, on_stall)
         profile = Profile(workdir, profile_steps)
         run = _Run(config, task, mesh, workdir, reports, should_stop, profile)
@@ -112,7 +110,7 @@ def is_finished(config: ExperimentConfig, workdir: pathlib.Path, step: int) -> b
 
 def _was_measured(workdir, step) -> bool:
     """Whether process 0 sees what was held out, measured at a step."""
-    return agree.from_first(lambda: step in held_out_rows(workdir))
+    return multihost.from_first(lambda: step in held_out_rows(workdir))
 
 
 class _Reports(NamedTuple):
@@ -139,11 +137,11 @@ class _Run:
         self.reports, self.profile = reports, profile
         self.leads = jax.process_index() == 0
         self.mesh = mesh if mesh.size > 1 else None
-        self.votes = Votes(self.mesh, should_stop)
-        self.held_out = HeldOut(config, self.task, self.mesh, self.votes)
+        self.stop_flags = StopFlags(self.mesh, should_stop)
+        self.held_out = HeldOut(config, self.task, self.mesh, self.stop_flags)
         self.pace = Pace(config, self.task)
         self.rollbacks = Rollbacks(workdir)
-        self.ledger = Ledger(self.training, workdir, reports.notice)
+        self.files = RunFiles(self.training, workdir, reports.notice)
         self.program: Any = None
         self.clock = Clock(workdir)
         self.watch = Watch(
@@ -154,14 +152,14 @@ class _Run:
     def close(self):
         self.watch.close()
         self.profile.close()
-        self.ledger.close()
+        self.files.close()
 
     def to_the_end(self) -> TrainState:
         """Until all steps are done or a process is asked to stop; back over bad steps."""
         self.enter("restore", 0)
         state = self.restored()
         if state is None:
-            state = newborn.init(self.config, self.mesh)()
+            state = make_init(self.config, self.mesh)()
             self.save(state, 0, wait=True)
         else:
             self.tell(f"resuming from step {int(state.step)}")
@@ -176,7 +174,7 @@ class _Run:
                 state = self.rolled_back(bad)
 
     def restored(self) -> TrainState | None:
-        return self.ledger.restore(newborn.shapes(self.config, self.mesh))
+        return self.files.restore(state_shapes(self.config, self.mesh))
 
     def compile(self, state):
         """All programs, from their first batches: where nothing is lost by stopping at once."""
@@ -189,8 +187,8 @@ class _Run:
         if self.mesh is not None:
             places = jax.tree.map(lambda x: x.sharding, state)
             placed = places, sharding.replicated(self.mesh)
-        program = jax.jit(with_votes(step), donate_argnums=0, out_shardings=placed)
-        like = state, next(self.batches(0, 1)), self.votes.ballots()
+        program = jax.jit(with_stop_flags(step), donate_argnums=0, out_shardings=placed)
+        like = state, next(self.batches(0, 1)), self.stop_flags.flags()
         self.program = Program("training step", program, like, self.tell)
         if self.training.evaluate_every:
             self.held_out.compile(state.params, self.tell)
@@ -207,14 +205,14 @@ class _Run:
             batch = next(batches)
             self.enter("step", done + 1)
             self.profile.before(done + 1)
-            state, metrics = self.program(state, batch, self.votes.ballots())
+            state, metrics = self.program(state, batch, self.stop_flags.flags())
             if waiting is not None:
                 stopping = self.look_at(done, waiting)
             done, waiting = done + 1, metrics
             self.profile.after(done, metrics)
             self.pace.ticked()
-            self.ledger.check()
-            stopping = self.votes.asked() or stopping
+            self.files.check()
+            stopping = self.stop_flags.asked() or stopping
             if stopping or self.evaluates(done) or self.saves(done):
                 stopping = self.look_at(done, waiting) or stopping
                 stopping = self.pause(state, done, stopping)
@@ -244,8 +242,8 @@ class _Run:
             "skip": f" (training.skips_in_a_row={self.training.skips_in_a_row} before it, too)",
             "rollback": f" (after training.rollbacks={self.training.rollbacks})",
         }[policy]
-        self.ledger.settle()
-        checkpoints = self.ledger.checkpoints
+        self.files.settle()
+        checkpoints = self.files.checkpoints
         saved = [s for s in checkpoints.steps() if s < step]
         back = f"go back to {checkpoints.path(saved[-1])}" if saved else "none is older"
         raise TrainingError(
@@ -257,9 +255,9 @@ class _Run:
     def rolled_back(self, bad: _BadStep) -> TrainState:
         """The state to go on from after a bad step, and other batches to come."""
         self.enter("restore", bad.step)
-        self.ledger.settle()
-        checkpoints = self.ledger.checkpoints
-        steps = agree.from_first(checkpoints.steps)
+        self.files.settle()
+        checkpoints = self.files.checkpoints
+        steps = multihost.from_first(checkpoints.steps)
         to = max(
             (s for s in steps if s <= bad.step - self.training.rollback_steps), default=steps[0]
         )
@@ -285,7 +283,7 @@ class _Run:
             row["rollbacks"] = len(self.rollbacks)
         speed = self.pace.tokens_per_second()
         timing = {**self.clock.timing(), "tokens_per_second": speed, **peak_memory()}
-        self.ledger.write(step, row, timing)
+        self.files.write(step, row, timing)
         if self.leads:
             left = self.pace.seconds_for(self.training.steps - step)
             goodput = timing["goodput"]
@@ -304,7 +302,7 @@ class _Run:
         if measured is None:
             self.save(state, step, wait=True)
             return True
-        self.ledger.write(step, measured, {})
+        self.files.write(step, measured, {})
         self.tell(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
         if self.saves(step) or self.training.best_kept:
             self.save(state, step, wait=step == self.training.steps, metric=measured[ACCURACY])
@@ -312,7 +310,7 @@ class _Run:
 
     def save(self, state, step: int, *, wait: bool, metric: float | None = None):
         self.enter("save", step)
-        self.ledger.save(state, wait=wait, metric=metric)
+        self.files.save(state, wait=wait, metric=metric)
 
     def evaluates(self, step: int) -> bool:
         """Whether a step is followed by a held-out measurement."""

@@ -1,5 +1,7 @@
 """One training step: gradients through all windows and passes, then the optimizer."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,6 +10,7 @@ from flax import struct
 from sleepnet.config import ModelConfig, TrainingConfig
 from sleepnet.config.model import check_trainable
 from sleepnet.cycle.rollout import Rollout, rollout
+from sleepnet.experiment import ExperimentConfig
 from sleepnet.nn.model import init_params
 from sleepnet.training import guard, sharding
 from sleepnet.training.optimizer import at_step, optimizer
@@ -148,3 +151,25 @@ def _split(x, parts: int):
 
 def _strong(x):
     return jax.lax.convert_element_type(x, x.dtype) if hasattr(x, "dtype") else x
+
+
+def make_init(config: ExperimentConfig, mesh) -> Callable[[], TrainState]:
+    """Makes the state, each device its own part; without a mesh, on one device."""
+
+    def make():
+        return init_train_state(config.model, config.training)
+
+    if mesh is None:
+        return jax.jit(make)
+    return jax.jit(make, out_shardings=sharding.of_state(mesh, jax.eval_shape(make)))
+
+
+def state_shapes(config: ExperimentConfig, mesh) -> TrainState:
+    """Of the state, with the shardings that it shall have."""
+    like = jax.eval_shape(make_init(config, None))
+    if mesh is None:
+        return like
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        like, sharding.of_state(mesh, like),
+    )  # fmt: skip

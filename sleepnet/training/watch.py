@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 
 from sleepnet import storage
-from sleepnet.training.clock import LONG, Clock
+from sleepnet.training.throughput import LONG, Clock
 
 HEARTBEATS, STALLS = "heartbeats", "stalls"
 INTERVAL = 5.0  # seconds between heartbeats

@@ -12,7 +12,7 @@ from sleepnet import storage
 from sleepnet.experiment import ExperimentConfig, from_dict
 from sleepnet.nn.model import init_params
 from sleepnet.tasks.text import contents
-from sleepnet.training import clock, rollbacks
+from sleepnet.training import run_io, throughput
 from sleepnet.training.checkpoint import Checkpoints
 
 CONFIG, STARTS, PROFILE, LOCK = "config.json", "starts.jsonl", "profile", ".lock"
@@ -36,7 +36,7 @@ FREE_FIELDS = (
 
 
 # What a run that begins would take for its own.
-_TAKEN_OVER = (rollbacks.FILE, clock.FILE)
+_TAKEN_OVER = (run_io.ROLLBACKS, throughput.CLOCK)
 
 
 def fixed_fields(config: ExperimentConfig) -> dict[str, dict[str, Any]]:

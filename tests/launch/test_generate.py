@@ -22,8 +22,8 @@ from sleepnet.config import ModelConfig
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.tasks import DepoConfig
 from sleepnet.tokenizer import load_tokenizer
-from sleepnet.training import newborn
 from sleepnet.training.checkpoint import Checkpoints
+from sleepnet.training.step import make_init
 from sleepnet.training.workdir import claim_workdir, load_config, load_params
 
 PROMPT = "dreams and café"  # a window of 16 bytes
@@ -53,7 +53,7 @@ def workdir_of(folder, task, vocab_size) -> pathlib.Path:
     config = ExperimentConfig(model=model, task=task)
     claim_workdir(config, folder)
     with jax.numpy_dtype_promotion("standard"):
-        Checkpoints(folder).save(newborn.init(config, None)(), wait=True)
+        Checkpoints(folder).save(make_init(config, None)(), wait=True)
     return folder
 
 

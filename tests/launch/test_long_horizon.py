@@ -16,8 +16,8 @@ from sleepnet.evaluation.forgetting import forgetting
 from sleepnet.evaluation.intervals import student_t
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.tasks import FactsConfig
-from sleepnet.training import newborn
 from sleepnet.training.checkpoint import Checkpoints
+from sleepnet.training.step import make_init
 from sleepnet.training.workdir import claim_workdir, load_params
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -48,7 +48,7 @@ def page(tmp_path_factory):
     for name, config in runs.items():
         claim_workdir(config, folder / name)
         with jax.numpy_dtype_promotion("standard"):
-            Checkpoints(folder / name).save(newborn.init(config, None)(), wait=True)
+            Checkpoints(folder / name).save(make_init(config, None)(), wait=True)
     workdirs = {folder / name: config for name, config in runs.items()}
     done = run(folder / "page", workdirs, "--distances=2,5,9", "--farthest_of_all=5")
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import waiting
 
-from sleepnet.training import agree
+from sleepnet.training import multihost
 
 
 class Pretended:
@@ -17,8 +17,8 @@ class Pretended:
         self._here = threading.local()
         monkeypatch.setattr(jax, "process_count", lambda: count)
         monkeypatch.setattr(jax, "process_index", self._index)
-        monkeypatch.setattr(agree.multihost_utils, "process_allgather", self._gather)
-        monkeypatch.setattr(agree.multihost_utils, "broadcast_one_to_all", self._broadcast)
+        monkeypatch.setattr(multihost.multihost_utils, "process_allgather", self._gather)
+        monkeypatch.setattr(multihost.multihost_utils, "broadcast_one_to_all", self._broadcast)
 
     def run(self, act):
         """`act(process)` in each of them at once; what it returned or raised there."""

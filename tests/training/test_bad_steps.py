@@ -13,10 +13,10 @@ from sleepnet import tasks
 from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.tasks import DepoConfig
-from sleepnet.training import guard, loop, newborn, step
+from sleepnet.training import guard, loop, step
 from sleepnet.training.metrics import read_metrics
 from sleepnet.training.optimizer import at_step, optimizer, schedule
-from sleepnet.training.step import TrainState
+from sleepnet.training.step import TrainState, make_init
 
 TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
 MODEL = ModelConfig(vocab_size=6, pattern="G", d_model=8, num_heads=1, window=4, passes=2)
@@ -146,7 +146,7 @@ def test_a_run_goes_on_over_another_mesh(tmp_path):
 def test_over_a_mesh_no_device_ever_holds_a_whole_matrix(tmp_path):
     """Neither of the fresh state nor of one that was restored."""
     sharded = config(dict(data=1, fsdp=8), steps=1, checkpoint_every=1)
-    init = newborn.init(sharded, loop.make_mesh(sharded, jax.devices()))
+    init = make_init(sharded, loop.make_mesh(sharded, jax.devices()))
     made, trained, restored = init(), loop.train(sharded, tmp_path), loop.train(sharded, tmp_path)
     for state in (made, trained, restored):
         matrices = [x for x in jax.tree.leaves((state.params, state.opt_state)) if x.ndim == 3]

@@ -15,7 +15,7 @@ from sleepnet.experiment import ExperimentConfig
 from sleepnet.tasks import DepoConfig
 from sleepnet.training import held_out, sharding
 from sleepnet.training.held_out import ACCURACY, LOSS, HeldOut
-from sleepnet.training.votes import Votes
+from sleepnet.training.multihost import StopFlags
 
 PARAMS = {"final_norm": jnp.ones(8)}
 ROWS = 7  # of the test split
@@ -64,7 +64,7 @@ def measured(config, batch_size, examples, mesh=None):
     config = dataclasses.replace(config, training=training)
     if mesh:
         mesh = sharding.make_mesh(dataclasses.replace(config, mesh=mesh), jax.devices())
-    measurement = HeldOut(config, tasks.make(config.task), mesh, Votes(mesh, lambda: False))
+    measurement = HeldOut(config, tasks.make(config.task), mesh, StopFlags(mesh, lambda: False))
     measurement.compile(PARAMS, lambda _: None)
     return measurement.measure(PARAMS, lambda: None)
 
@@ -93,7 +93,7 @@ def test_rows_count_once_over_processes(text, monkeypatch):
     scored = []
     for rows in ((0, 1), (2, 3)):
         monkeypatch.setattr(sharding, "local_rows", lambda mesh, size, rows=rows: rows)
-        measurement = HeldOut(config, task, None, Votes(None, lambda: False))
+        measurement = HeldOut(config, task, None, StopFlags(None, lambda: False))
         measurement._mesh = "a mesh over two processes"
         for batch in measurement._batches():
             chosen = zip(batch.tokens_WL, batch.mask_WL, strict=True)

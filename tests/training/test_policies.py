@@ -13,10 +13,11 @@ from sleepnet.config import MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.storage import StorageError
 from sleepnet.tasks import DepoConfig
-from sleepnet.training import guard, loop, newborn
+from sleepnet.training import guard, loop
+from sleepnet.training import step as step_module
 from sleepnet.training.checkpoint import Checkpoints
 from sleepnet.training.metrics import METRICS, MetricsWriter, read_metrics, read_rows
-from sleepnet.training.rollbacks import Rollback, Rollbacks
+from sleepnet.training.run_io import Rollback, Rollbacks
 from sleepnet.training.step import TrainState
 
 TASK = DepoConfig(nodes=4, symbols=4, hops=2, queries=2, window=4, test_fraction=0.5)
@@ -59,7 +60,7 @@ def cheap(monkeypatch):
             return step
 
         monkeypatch.setattr(loop, "make_train_step", make)
-        monkeypatch.setattr(newborn, "init_train_state", few_parameters)
+        monkeypatch.setattr(step_module, "init_train_state", few_parameters)
 
     return use
 

@@ -8,7 +8,7 @@ import waiting
 from hands import Hands
 
 from sleepnet.training import watch
-from sleepnet.training.clock import Clock
+from sleepnet.training.throughput import Clock
 from sleepnet.training.watch import HEARTBEATS, STALLS, Watch
 
 

@@ -10,11 +10,10 @@ from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.storage import StorageError
 from sleepnet.tasks import DepoConfig
-from sleepnet.training import agree, loop
+from sleepnet.training import loop, multihost
 from sleepnet.training.checkpoint import Checkpoints
-from sleepnet.training.ledger import Ledger
 from sleepnet.training.metrics import METRICS
-from sleepnet.training.rollbacks import Rollback, Rollbacks
+from sleepnet.training.run_io import Rollback, Rollbacks, RunFiles
 from sleepnet.training.workdir import CONFIG as CONFIG_FILE
 from sleepnet.training.workdir import claim_workdir, locked
 
@@ -52,14 +51,14 @@ def failing(errors):
                 raise errors[process]
             return process
 
-        return agree.together(call)
+        return multihost.together(call)
 
     return act
 
 
 def test_where_all_is_well_each_has_its_own_result(three):
     assert three.run(failing({})) == [0, 1, 2]
-    assert three.run(lambda process: agree.gather(10 + process)) == 3 * [[10, 11, 12]]
+    assert three.run(lambda process: multihost.gather(10 + process)) == 3 * [[10, 11, 12]]
 
 
 @pytest.mark.parametrize("error", [StorageError("full"), ConfigError("of another version")])
@@ -91,7 +90,7 @@ def test_what_the_first_makes_all_have(three, value):
     asked = []
 
     def act(process):
-        return agree.from_first(lambda: asked.append(process) or value)
+        return multihost.from_first(lambda: asked.append(process) or value)
 
     assert three.run(act) == 3 * [value]
     assert asked == [0]
@@ -197,12 +196,12 @@ def test_rows_that_the_first_cannot_write_stop_all_at_the_next_save(two, tmp_pat
 
     def act(process):
         notices = []
-        ledger = Ledger(TRAINING, tmp_path, notices.append)
+        files = RunFiles(TRAINING, tmp_path, notices.append)
         if process == 0:
-            ledger._rows = Full()
-        ledger.write(1, {"loss": 1.0}, {})
+            files._rows = Full()
+        files.write(1, {"loss": 1.0}, {})
         with pytest.raises(StorageError) as told:
-            ledger.save(None, wait=False)
+            files.save(None, wait=False)
         return notices, str(told.value)
 
     (first, reason), (other, elsewhere) = two.run(act)

@@ -3,7 +3,7 @@
 import pytest
 from hands import Hands
 
-from sleepnet.training.clock import FILE, Clock
+from sleepnet.training.throughput import CLOCK, Clock
 
 
 @pytest.fixture
@@ -51,5 +51,5 @@ def test_silence_is_counted_from_the_last_sign_of_life(tmp_path, hands):
 
 def test_a_damaged_clock_begins_anew(tmp_path):
     """Statistics keep no run from going on."""
-    (tmp_path / FILE).write_text('{"spent": {"st')
+    (tmp_path / CLOCK).write_text('{"spent": {"st')
     assert Clock(tmp_path).timing()["goodput"] == 0.0

@@ -1,21 +1,24 @@
-"""How the processes of a run decide alike, and learn of each other's errors.
+"""How the processes of a run decide alike, stop together, and learn of each other's errors.
 
 All of them call each function, in the same order, and wait for each other; a process that is alone
-waits for nobody.
+does not wait.
 """
 
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from sleepnet import strict_json
 from sleepnet.config import ConfigError
 from sleepnet.storage import StorageError
+from sleepnet.training import sharding
 
 T = TypeVar("T")
+STOP = "stop"  # the name of the summed flags among a program's results
 # How a call ended in a process; the later in this list, the worse.
 WELL, EXPLAINED, BROKEN = range(3)
 
@@ -95,3 +98,43 @@ def elsewhere(process: int) -> str:
 
 def _is_explained(error: Exception) -> bool:
     return isinstance(error, StorageError | ConfigError)
+
+
+class StopFlags:
+    """Whether a process was asked to stop, summed in a program that all processes run anyway.
+
+    So all of them stop at the same step, and none waits for the others to ask.
+    """
+
+    def __init__(self, mesh, should_stop: Callable[[], bool]):
+        self._should_stop = should_stop
+        self._alone = alone()
+        self._no, self._yes = (_on_devices(mesh, value) for value in (0, 1))
+        self._asked = False
+
+    def flags(self) -> jax.Array:
+        """Return one flag per device, to be summed in the program that runs next."""
+        return self._yes if self._asked else self._no
+
+    def asked(self) -> bool:
+        """Return whether to stop now, which a process decides only if it is alone."""
+        self._asked = self._asked or self._should_stop()
+        return self._asked and self._alone
+
+
+def with_stop_flags(program: Callable) -> Callable:
+    """Let `program(*args) -> (result, metrics)` also take flags, whose sum joins its metrics."""
+
+    def run(*arguments):
+        *arguments, flags = arguments
+        result, metrics = program(*arguments)
+        return result, metrics | {STOP: jnp.sum(flags)}
+
+    return run
+
+
+def _on_devices(mesh, value: int) -> jax.Array:
+    if mesh is None:
+        return jnp.full(1, value, jnp.int32)
+    rows = sharding.local_rows(mesh, mesh.size)
+    return sharding.place_batch(mesh, np.full(len(rows), value, np.int32), mesh.size)
