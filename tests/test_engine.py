@@ -338,7 +338,7 @@ def test_what_sleeps_in_an_engine_is_not_hashed(engine, monkeypatch):
 def test_run_waits_for_those_who_sleep_elsewhere(params, monkeypatch):
     """It does not ask over and over whether they have woken."""
 
-    class LightSleeper(engine_module._Elsewhere):
+    class LightSleeper(engine_module._OnDevices):
         asked, waited_for = 0, False
 
         def go_on(self):
@@ -351,7 +351,7 @@ def test_run_waits_for_those_who_sleep_elsewhere(params, monkeypatch):
             self.waited_for = True
 
     engine = Engine(params, config=CONFIG, slots=SLOTS, devices=2)
-    monkeypatch.setattr(engine_module, "_Elsewhere", LightSleeper)
+    monkeypatch.setattr(engine_module, "_OnDevices", LightSleeper)
     assert alone(engine, prompt(1, 20), max_new_tokens=3)[1].reason == LENGTH
 
 

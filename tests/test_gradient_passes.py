@@ -21,7 +21,7 @@ from reference import Mind, log_softmax
 import sleepnet
 from sleepnet.config.model import RULES
 from sleepnet.cycle import cache
-from sleepnet.cycle.sleep import live_window
+from sleepnet.cycle.sleep import process_window
 from sleepnet.nn import model
 
 QUICK = dataclasses.replace(TINY, unroll=True)
@@ -210,7 +210,7 @@ def by_the_first_window(config):
         rest, B = params(config), len(tokens)
         minds = cache.empty_fast_weights(config, B), cache.empty_carried(config, B), np.zeros(B)
         for w, (passes, scored) in enumerate(zip(*LAST, strict=True)):
-            y_BLD, *minds = live_window(
+            y_BLD, *minds = process_window(
                 rest if w else first, *minds, tokens[:, w], lengths[:, w],
                 config=config, passes=passes, read=scored > 0,
             )  # fmt: skip

@@ -13,7 +13,7 @@ from minds import CONFIGS, HARD, SLIDING, TINY, params
 
 import sleepnet
 from sleepnet.cycle import cache, parallel
-from sleepnet.cycle.sleep import at_dusk
+from sleepnet.cycle.sleep import sleep_inputs
 from sleepnet.evaluation.programs import Program
 from sleepnet.nn import flops
 
@@ -254,7 +254,7 @@ def compiled_sleep(devices):
         return Program(jax.jit(sleep).lower(params(SHARED), state).compile())
     spread = parallel.refine_over_window(SHARED, 2, tuple(jax.local_devices()[:devices]))
     features = jnp.zeros((devices, 1, 512 // devices, 64))
-    return Program(spread.lower(params(SHARED), at_dusk(state), features).compile())
+    return Program(spread.lower(params(SHARED), sleep_inputs(state), features).compile())
 
 
 def test_devices_exchange_maps_halo_keys_and_values_and_nothing_else():

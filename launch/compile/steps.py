@@ -15,7 +15,7 @@ from sleepnet import tasks
 from sleepnet.config import ModelConfig
 from sleepnet.config.model import PARTS
 from sleepnet.cycle import parallel
-from sleepnet.cycle.sleep import at_dusk
+from sleepnet.cycle.sleep import sleep_inputs
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.inference import decoder
 from sleepnet.nn.flops import part_flops, training_flops
@@ -138,7 +138,7 @@ def sleep(config: ExperimentConfig, topology: Topology) -> Step | None:
     devices = topology.host
     model = as_on(topology, served(config.model), 1, config.model.window)
     params, state = shapes(model, 1)
-    dusk = jax.eval_shape(at_dusk, state)
+    inputs = jax.eval_shape(sleep_inputs, state)
     here = -(-model.window // len(devices))
     features = jax.ShapeDtypeStruct(
         (len(devices), 1, here, model.d_model), state.window.features_BLD.dtype
@@ -149,10 +149,10 @@ def sleep(config: ExperimentConfig, topology: Topology) -> Step | None:
     return Step(
         name=f"sleep over {len(devices)}",
         devices=len(devices),
-        lower=lambda: run.lower(params, dusk, features),
+        lower=lambda: run.lower(params, inputs, features),
         kinds={
             "parameters": _bytes(params),
-            "state": _bytes(dusk),
+            "state": _bytes(inputs),
             "batch": _bytes(features) // len(devices),
         },
         flops=whole // len(devices),

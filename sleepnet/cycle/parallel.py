@@ -24,7 +24,7 @@ from sleepnet.config import ModelConfig
 from sleepnet.config.checks import choices
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import (
-    at_dusk,
+    sleep_inputs,
     check_ingestion,
     check_sleep,
     commit,
@@ -33,7 +33,7 @@ from sleepnet.cycle.sleep import (
 )
 from sleepnet.cycle.sleep import sleep as sleep_on_one
 from sleepnet.cycle.sleep import sleep_from_tokens as sleep_from_tokens_on_one
-from sleepnet.cycle.wake import at_hand
+from sleepnet.cycle.wake import is_concrete
 from sleepnet.integers import as_integer
 from sleepnet.types import WakeState
 
@@ -75,7 +75,7 @@ def sleep(
         return _join_rows(_home(run(replicate(params, devices), *split), state), rows=len(rows_B))
     run = refine_over_window(config, passes, devices)
     features_PBTD = _spread(_split(state.window.features_BLD, len(devices)), devices, axis)
-    whole = replicate((params, at_dusk(state)), devices)
+    whole = replicate((params, sleep_inputs(state)), devices)
     fast_weights = _home(run(*whole, features_PBTD), state)
     return commit(state, fast_weights, rows_B, config=config)
 
@@ -191,9 +191,9 @@ def _chosen(devices) -> tuple[Any, ...]:
 def refine_over_window(config, passes, devices):
     """`refine_window` with a part of the window on each device; compiled once for its arguments."""
 
-    def run(params, dusk, features_BTD):
+    def run(params, inputs, features_BTD):
         return refine_window(
-            params, dusk, features_BTD, config=config, passes=passes, axis="window"
+            params, inputs, features_BTD, config=config, passes=passes, axis="window"
         )
 
     # The results are the same on all devices by construction: take any.
@@ -274,6 +274,6 @@ def _home(tree, state: WakeState):
     homes = (
         x.sharding
         for x in (state.window.length_B, *jax.tree.leaves(state))
-        if isinstance(x, jax.Array) and at_hand(x)
+        if isinstance(x, jax.Array) and is_concrete(x)
     )
     return jax.device_put(tree, next(homes, jax.local_devices()[0]))

@@ -11,7 +11,7 @@ import jax
 
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import cache
-from sleepnet.cycle.sleep import at_dusk, end_passes, one_pass, sleep
+from sleepnet.cycle.sleep import sleep_inputs, end_passes, one_pass, sleep
 from sleepnet.integers import as_integer
 from sleepnet.types import WakeState
 
@@ -128,10 +128,10 @@ def sleep_by(
 
 
 def _pass_by_pass(policy, params, state, config, elapsed):
-    dusk, spent = at_dusk(state), Spent()
-    refined = (state.window.features_BLD, {"core": dusk.working["core"]})
+    inputs, spent = sleep_inputs(state), Spent()
+    refined = (state.window.features_BLD, {"core": inputs.working["core"]})
     while policy.goes_on(spent):
-        refined, change_B = one_pass(params, dusk, refined, config=config)
+        refined, change_B = one_pass(params, inputs, refined, config=config)
         change = float(change_B.max())
         spent = Spent(passes=spent.passes + 1, seconds=elapsed(), change=change)
     if spent.passes == 1:

@@ -1,7 +1,7 @@
 """Rollout: many windows in one differentiable call, for training and scoring.
 
 Every window is woken once, where its loss is read; every window but the last then sleeps.
-It shares `live_window` with sleep, and agrees with streaming `wake` and `sleep`.
+It shares `process_window` with sleep, and agrees with streaming `wake` and `sleep`.
 """
 
 import itertools
@@ -14,8 +14,8 @@ from flax import struct
 
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import cache
-from sleepnet.cycle.sleep import live_window
-from sleepnet.cycle.wake import at_hand, check_vocabulary
+from sleepnet.cycle.sleep import process_window
+from sleepnet.cycle.wake import is_concrete, check_vocabulary
 from sleepnet.integers import as_integers, as_tuple, to_int32
 from sleepnet.nn import model
 from sleepnet.ops.scan import loop
@@ -123,7 +123,7 @@ def _live(params, minds, windows, config, passes, scored):
     def one_window(minds, window):
         tokens_BL, length_B, targets_BL, mask_BL, reset_B = window
         fast_weights, carried, kept_B = _reset(minds, reset_B)
-        y_BLD, *minds = live_window(
+        y_BLD, *minds = process_window(
             params, fast_weights, carried, kept_B, tokens_BL, length_B,
             config=config, passes=passes, read=scored > 0,
         )  # fmt: skip
@@ -188,7 +188,7 @@ def _plan(window_passes, scored_per_window, W, L) -> list[tuple[int, int]]:
 
 def _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_per_window):
     """What shapes do not tell; only where the values are at hand: not under a transformation."""
-    if not all(map(at_hand, (tokens_BWL, length_BW, mask_BWL))):
+    if not all(map(is_concrete, (tokens_BWL, length_BW, mask_BWL))):
         return
     tokens_BWL, length_BW, mask_BWL = map(np.asarray, (tokens_BWL, length_BW, mask_BWL))
     L = tokens_BWL.shape[2]
@@ -201,7 +201,7 @@ def _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_p
             f"mask_BWL scores place {place} of window {w} in row {row}, which holds "
             f"{length_BW[row, w]} tokens: only their places can be scored"
         )
-    if at_hand(targets_BWL):
+    if is_concrete(targets_BWL):
         check_vocabulary(config, np.asarray(targets_BWL), mask_BWL, what="target")
     for row, w in np.argwhere(mask_BWL.sum(-1) > np.asarray(scored_per_window)):
         raise ValueError(

@@ -18,7 +18,7 @@ from jax import lax
 from sleepnet.config import ModelConfig
 from sleepnet.config.model import PARTS
 from sleepnet.cycle import cache
-from sleepnet.cycle.wake import at_hand, check_call, first_pass, unshared
+from sleepnet.cycle.wake import is_concrete, check_call, first_pass, copy_if_numpy
 from sleepnet.integers import as_integer
 from sleepnet.nn import model
 from sleepnet.ops.scan import loop
@@ -74,9 +74,9 @@ def sleep_from_tokens(
 
 @functools.partial(jax.jit, static_argnames=("config", "passes"))
 def _sleep(params, state, rows_B, *, config, passes):
-    dusk = at_dusk(state)
+    inputs = sleep_inputs(state)
     features = state.window.features_BLD
-    fast_weights = refine_window(params, dusk, features, config=config, passes=passes)
+    fast_weights = refine_window(params, inputs, features, config=config, passes=passes)
     return commit(state, fast_weights, rows_B, config=config)
 
 
@@ -85,7 +85,7 @@ def _sleep_from_tokens(params, state, tokens_BT, length_B, *, config, passes):
     return ingest(params, state, tokens_BT, length_B, config=config, passes=passes)
 
 
-class Dusk(NamedTuple):
+class SleepInputs(NamedTuple):
     """All that a sleep takes from a state besides the features of its window; see `refine`."""
 
     before: FastWeights
@@ -95,20 +95,20 @@ class Dusk(NamedTuple):
     kept_B: Any
 
 
-def at_dusk(state: WakeState) -> Dusk:
+def sleep_inputs(state: WakeState) -> SleepInputs:
     """What the sleep of a state begins with."""
     window = state.window
     working = cache.fast_weights_of(window.blocks)
-    return Dusk(state.fast_weights, working, window.carried, window.length_B, window.kept_B)
+    return SleepInputs(state.fast_weights, working, window.carried, window.length_B, window.kept_B)
 
 
-def refine_window(params, dusk: Dusk, features_BTD, *, config, passes, axis=None) -> FastWeights:
+def refine_window(params, inputs: SleepInputs, features_BTD, *, config, passes, axis=None) -> FastWeights:
     """Fast weights after passes 2..N over a window.
 
     Args:
       features_BTD: of the whole window; with an `axis`, of this device's part, perhaps padded.
     """
-    before, working, carried, length_B, kept_B = dusk
+    before, working, carried, length_B, kept_B = inputs
     span = cache.fresh_span(config, length_B, kept_B, features_BTD.shape[1], axis=axis)
     return refine(
         params, features_BTD, before, working, carried, span, config=config, passes=passes
@@ -122,21 +122,21 @@ def commit(state: WakeState, fast_weights: FastWeights, rows_B, *, config) -> Wa
     carried, kept_B = cache.carry_over(
         config, window.carried, window.blocks, window.length_B, window.kept_B
     )
-    slept = _awake(config, fast_weights, carried, kept_B)
+    slept = _empty_state(config, fast_weights, carried, kept_B)
     return slept if rows_B is None else cache.select_states(rows_B, slept, state)
 
 
 def ingest(params, state: WakeState, tokens_BT, length_B, *, config, passes, axis=None):
     """The state after a sleep on tokens; with an `axis`, of which this device holds a part."""
     window = state.window
-    _, fast_weights, carried, kept_B = live_window(
+    _, fast_weights, carried, kept_B = process_window(
         params, state.fast_weights, window.carried, window.kept_B, tokens_BT, length_B,
         config=config, passes=passes, read=False, axis=axis,
     )  # fmt: skip
-    return _awake(config, fast_weights, carried, kept_B)
+    return _empty_state(config, fast_weights, carried, kept_B)
 
 
-def live_window(
+def process_window(
     params, before: FastWeights, carried: Carried, kept_B, tokens_BT, length_B, *, config, passes,
     read: bool, axis=None,
 ):  # fmt: skip
@@ -226,32 +226,32 @@ def _run(params, part, refined, carried, span, config, detached=False):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def one_pass(params, dusk: Dusk, refined, *, config):
+def one_pass(params, inputs: SleepInputs, refined, *, config):
     """Pass k + 1 over a window, for who decides between passes whether to go on.
 
     Args:
       refined: features_BLD and the core's fast weights behind pass k; of the first pass those of
-        the window and of `dusk.working`.
+        the window and of `inputs.working`.
 
     Returns:
       `refined` behind it; and change_B, how far the pass moved the core's fast weights, relative
       to their norm.
     """
-    _, core = after = _run(params, "core", refined, dusk.carried, _span(dusk, config), config)
+    _, core = after = _run(params, "core", refined, inputs.carried, _span(inputs, config), config)
     return after, _relative_change(refined[1]["core"], core["core"])
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def end_passes(params, state: WakeState, refined, *, config) -> WakeState:
     """The state after a sleep whose further passes, one or more, `one_pass` has run."""
-    dusk = at_dusk(state)
+    inputs = sleep_inputs(state)
     x_BTD, core = refined
-    coda = _run(params, "coda", (x_BTD, dusk.before), dusk.carried, _span(dusk, config), config)[1]
-    return commit(state, dusk.working | core | coda, None, config=config)
+    coda = _run(params, "coda", (x_BTD, inputs.before), inputs.carried, _span(inputs, config), config)[1]
+    return commit(state, inputs.working | core | coda, None, config=config)
 
 
-def _span(dusk: Dusk, config) -> Span:
-    return cache.fresh_span(config, dusk.length_B, dusk.kept_B, config.window)
+def _span(inputs: SleepInputs, config) -> Span:
+    return cache.fresh_span(config, inputs.length_B, inputs.kept_B, config.window)
 
 
 def _relative_change(before, after):
@@ -265,7 +265,7 @@ def _relative_change(before, after):
     return norm_B(difference) / jnp.maximum(norm_B(after), jnp.finfo(jnp.float32).tiny)
 
 
-def _awake(config, fast_weights, carried, kept_B):
+def _empty_state(config, fast_weights, carried, kept_B):
     window = cache.empty_window(config, fast_weights, carried, kept_B)
     return WakeState(fast_weights=fast_weights, window=window)
 
@@ -276,7 +276,7 @@ def check_sleep(config: ModelConfig, state: WakeState, passes, rows_B):
     cache.check_state(config, state)
     batch = state.window.length_B.shape
     if rows_B is not None:
-        rows_B = unshared(rows_B)
+        rows_B = copy_if_numpy(rows_B)
         if rows_B.shape != batch or rows_B.dtype != bool:
             raise ValueError(
                 f"rows_B must be bool of shape {batch}; got {rows_B.dtype} of shape {rows_B.shape}"
@@ -288,7 +288,7 @@ def check_ingestion(config: ModelConfig, state: WakeState, tokens_BT, length_B, 
     """The arguments of `sleep_from_tokens`, filled in; ValueError for those that do not fit."""
     passes = _check_passes(config, passes)
     tokens_BT, length_B = check_call(config, state, tokens_BT, length_B)
-    if at_hand(state.window.length_B):
+    if is_concrete(state.window.length_B):
         for row in np.flatnonzero(np.asarray(state.window.length_B)):
             raise ValueError(
                 f"row {row} already holds {state.window.length_B[row]} tokens: "

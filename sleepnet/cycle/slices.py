@@ -21,7 +21,7 @@ from sleepnet.config import ModelConfig
 from sleepnet.config.model import split_pattern
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import check_sleep, commit
-from sleepnet.cycle.wake import at_hand
+from sleepnet.cycle.wake import is_concrete
 from sleepnet.integers import as_integer
 from sleepnet.nn import model
 from sleepnet.types import DeltaCache, WakeState, WindowCache
@@ -98,7 +98,7 @@ def begin_own_sleep(
     passes, rows_B = check_sleep(config, state, passes, rows_B)
     window, length_B = state.window, state.window.length_B
     pass_tokens = config.window
-    if at_hand(length_B) and at_hand(rows_B):
+    if is_concrete(length_B) and is_concrete(rows_B):
         asleep = length_B if rows_B is None else np.where(rows_B, length_B, 0)
         pass_tokens = np.asarray(asleep).max()
     if passes > 1:  # the coda starts anew
@@ -170,7 +170,7 @@ def _check_asleep(nap: Nap, state: WakeState):
         raise ValueError(
             f"the nap is of {found_B.shape[0]} rows, and the state has {length_B.shape[0]}"
         )
-    if not all(map(at_hand, (found_B, length_B, nap.rows_B, nap.found_B4))):
+    if not all(map(is_concrete, (found_B, length_B, nap.rows_B, nap.found_B4))):
         return
     asleep_B = True if nap.rows_B is None else np.asarray(nap.rows_B)
     moved_B = np.asarray(found_B) != np.asarray(length_B)

@@ -136,7 +136,7 @@ def check_tokens(config: ModelConfig, filled_B, tokens_BT, length_B=None):
 
 
 def _check_values(config, filled_B, tokens_BT, length_B):
-    if not all(map(at_hand, (filled_B, tokens_BT, length_B))):
+    if not all(map(is_concrete, (filled_B, tokens_BT, length_B))):
         return
     T = tokens_BT.shape[1]
     filled_B, tokens_BT, length_B = map(np.asarray, (filled_B, tokens_BT, length_B))
@@ -182,13 +182,13 @@ def check_vocabulary(
         )
 
 
-def unshared(x):
+def copy_if_numpy(x):
     """A JAX array as it is; of all else a copy: a device reads a NumPy array where it lies, after
     the call has returned and the caller may have written to it anew."""
     return x if isinstance(x, jax.Array) else np.array(x)
 
 
-def at_hand(x) -> bool:
+def is_concrete(x) -> bool:
     """Whether the values of an array can be looked at: not under a transformation."""
     if isinstance(x, Tracer):
         return False

@@ -23,7 +23,7 @@ from sleepnet.config import ModelConfig
 from sleepnet.config.model import PARTS
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import sleep
-from sleepnet.cycle.wake import check_tokens, of_last_token, unshared, wake
+from sleepnet.cycle.wake import check_tokens, of_last_token, copy_if_numpy, wake
 from sleepnet.integers import as_integers, to_int32
 from sleepnet.types import Array, WakeState, WindowCache
 
@@ -222,7 +222,7 @@ class Decoder:
         elif not length_B.any():
             tokens_BL = np.zeros(windows, np.int32)
         logits_BY = self._as_logits("logits_BY", logits_BY, len(length_B))
-        apart = unstack_state(jax.tree.map(unshared, state))
+        apart = unstack_state(jax.tree.map(copy_if_numpy, state))
         return _Minds(*halves(apart), tokens_BL, length_B, logits_BY)
 
     def _as_logits(self, name: str, logits_BY, rows: int) -> Array | None:
@@ -231,7 +231,7 @@ class Decoder:
         shape = (rows, self._config.vocab_size)
         if np.shape(logits_BY) != shape:
             raise ValueError(f"{name} must have shape {shape}; got {np.shape(logits_BY)}")
-        return jnp.asarray(unshared(logits_BY), jnp.float32)
+        return jnp.asarray(copy_if_numpy(logits_BY), jnp.float32)
 
     def _opening(self, opening_BY) -> Array | None:
         """The logits of rows without tokens: those given, or of the rows that are so now."""

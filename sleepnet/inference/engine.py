@@ -7,10 +7,10 @@
             ...  # Drawn(key, token), or Ended(key, ..)
 
 Each scheduling step does a bounded amount of work, in programs of fixed shapes: one token for
-every row that speaks, one piece of what some rows are given to read, and one slice of the sleep of
+every row that decoding, one piece of what some rows are given to read, and one slice of the sleep of
 a group whose windows are full. So a row that is awake waits for a neighbour's sleep no longer than
 one slice takes. One that must sleep itself waits for the group that sleeps already and for those
-before it: who speaks goes before who reads, but for one group in `slots` + 1.
+before it: who decoding goes before who reads, but for one group in `slots` + 1.
 
 What a row draws is, bit for bit, what it would draw alone in the same engine. In one of other sizes
 it differs by roundoff, since XLA sums in another order: after ten sleeps by less than 5e-6 of the
@@ -81,8 +81,8 @@ class Load(NamedTuple):
     """How many sessions there are, by what they do."""
 
     waiting: int
-    reading: int
-    speaking: int
+    prefilling: int
+    decoding: int
     asleep: int
 
 
@@ -119,7 +119,7 @@ class _Session:
     opening_Y: Any = None
     row: int = -1
     preceding: tuple[int, ...] = ()  # the last tokens before its window
-    speaks: bool = False  # all that it has to read is the token that it drew last
+    decoding: bool = False  # all that it has to read is the token that it drew last
     cancelled: bool = False
 
 
@@ -194,7 +194,7 @@ class Engine:
             self._params_to_sleep = parallel.send(
                 params, config=config, rows=self._rows, devices=devices
             )
-        self._newborn = Mind(
+        self._fresh = Mind(
             state=cache.init_state(config, 1), policy=FixedPasses(passes), sampling=GREEDY
         )
         self._samplers = stack([GREEDY] * slots)
@@ -202,13 +202,13 @@ class Engine:
         self._by_key: dict[int, _Session] = {}
         self._waiting: collections.deque[_Session] = collections.deque()
         self._in_slot: dict[int, _Session] = {}
-        self._reading: collections.deque[_Session] = collections.deque()
-        self._tired: collections.deque[_Session] = collections.deque()
-        self._asleep: list[_Session | None] = []  # by their place in the group
+        self._prefill_queue: collections.deque[_Session] = collections.deque()
+        self._sleep_queue: collections.deque[_Session] = collections.deque()
+        self._sleeping: list[_Session | None] = []  # by their place in the group
         self._sleep: Any = None
         self._passed_over = 0  # groups in a row while readers were tired
-        self._unheard: collections.deque[_Read] = collections.deque()
-        self._broken: dict[_Session, str] = {}  # why those must end, in whom books and slots differ
+        self._in_flight: collections.deque[_Read] = collections.deque()
+        self._failed: dict[_Session, str] = {}  # why those must end, in whom books and slots differ
         self._events: collections.deque[Drawn | Ended] = collections.deque()
         # Reentrant: an interrupt between taking and holding one must not shut its thread out.
         self._stepping, self._lock = threading.RLock(), threading.RLock()
@@ -248,17 +248,17 @@ class Engine:
         tokens = self._checked(tokens)
         most = self._limits.new_tokens
         max_new_tokens = as_integer("max_new_tokens", max_new_tokens, 0, most)
-        mind = self._newborn if mind is None else mind
+        mind = self._fresh if mind is None else mind
         if not isinstance(mind, Mind):
             raise ValueError(
                 f"mind must be a Mind, such as Session.mind or Ended.mind; got {mind!r}"
             )
         mind.check(self._config)
-        if mind.policy != self._newborn.policy:
+        if mind.policy != self._fresh.policy:
             raise ValueError(
                 f"the mind sleeps by {mind.policy}, and all of this engine by "
-                f"{self._newborn.policy}: submit dataclasses.replace(mind, "
-                f"policy={self._newborn.policy}), or make an engine of its passes"
+                f"{self._fresh.policy}: submit dataclasses.replace(mind, "
+                f"policy={self._fresh.policy}), or make an engine of its passes"
             )
         mind = dataclasses.replace(mind, sampling=as_sampling(sampling or mind.sampling))
         stop = stop_ids(stop, self._config.vocab_size)
@@ -296,11 +296,11 @@ class Engine:
     @property
     def load(self) -> Load:
         """What the sessions do."""
-        in_group = sum(session is not None for session in self._asleep)
-        asleep, reading = in_group + len(self._tired), len(self._reading)
+        in_group = sum(session is not None for session in self._sleeping)
+        asleep, prefilling = in_group + len(self._sleep_queue), len(self._prefill_queue)
         return Load(
-            waiting=len(self._waiting), reading=reading,
-            speaking=len(self._in_slot) - asleep - reading, asleep=asleep,
+            waiting=len(self._waiting), prefilling=prefilling,
+            decoding=len(self._in_slot) - asleep - prefilling, asleep=asleep,
         )  # fmt: skip
 
     def run(self) -> Iterator[Drawn | Ended]:
@@ -309,7 +309,7 @@ class Engine:
         Where all sleep on devices of their own, it waits until they wake.
         """
         while self.busy:
-            if self._broken or not self._events:
+            if self._failed or not self._events:
                 self._step(patient=True)
             while self._events:
                 yield self._events.popleft()
@@ -329,20 +329,20 @@ class Engine:
     def _step(self, *, patient: bool = False):
         with self._alone():
             for phase in (
-                self._hear,  # what an interrupted step left
-                self._end_cancelled, self._admit, self._sleep_on, self._set_under_way, self._hear,
+                self._collect,  # what an interrupted step left
+                self._end_cancelled, self._admit, self._continue_sleep, self._dispatch, self._collect,
             ):  # fmt: skip
                 phase()
-                self._mend()
+                self._handle_failures()
             if patient and not self._events and self._all_asleep:
-                with self._error_ends(self._members):
+                with self._errors_end(self._group):
                     self._sleep.wait()
 
     def _end_cancelled(self):
         with self._lock:
             cancelled = [session for session in self._by_key.values() if session.cancelled]
         for session in cancelled:
-            with self._breaking_ends([session]):
+            with self._interrupts_end([session]):
                 self._end(session, CANCELLED)
 
     def _admit(self):
@@ -350,10 +350,10 @@ class Engine:
         with self._lock:
             pairs = list(zip(free, list(self._waiting), strict=False))
         for row, session in pairs:
-            with self._breaking_ends([session]):
-                self._give(row, session)
+            with self._interrupts_end([session]):
+                self._assign(row, session)
 
-    def _give(self, row: int, session: _Session):
+    def _assign(self, row: int, session: _Session):
         """The slot to a session that waits."""
         with self._lock:
             self._waiting.remove(session)
@@ -361,64 +361,64 @@ class Engine:
         session.row, session.opening_Y = row, session.mind.opening_Y
         session.logits_Y, session.preceding = session.mind.logits_Y, session.mind.preceding
         # What was put is not held twice.
-        session.mind = dataclasses.replace(session.mind, state=self._newborn.state)
+        session.mind = dataclasses.replace(session.mind, state=self._fresh.state)
         self._in_slot[row] = session
         own = jax.tree.leaves(stack([session.mind.sampling]))
         for of_all, of_one in zip(jax.tree.leaves(self._samplers), own, strict=True):
             of_all[row] = of_one[0]
-        self._wakes(session)
+        self._enqueue(session)
 
-    def _sleep_on(self):
+    def _continue_sleep(self):
         """Slices of the sleep of a group; a group may end, and the next begin."""
         for _ in range(self._at_once):
             if self._sleep is None:
-                self._fall_asleep()
-            if self._sleep is None or self._broken:
+                self._start_sleep()
+            if self._sleep is None or self._failed:
                 return
             state = None
-            with self._error_ends(self._members):
+            with self._errors_end(self._group):
                 state = self._sleep.go_on()
             if state is not None:
-                self._rise(state)
+                self._finish_sleep(state)
 
-    def _fall_asleep(self):
+    def _start_sleep(self):
         """The next group, if anybody is tired."""
-        asleep = self._next_to_sleep()
+        asleep = self._next_group()
         if not asleep:
             return
-        with self._breaking_ends(asleep):
+        with self._interrupts_end(asleep):
             for session in asleep:
-                self._tired.remove(session)
+                self._sleep_queue.remove(session)
             state = self._slots.take([session.row for session in asleep], self._rows)
-            self._asleep, self._sleep = [*asleep], self._begin(state)
+            self._sleeping, self._sleep = [*asleep], self._begin(state)
 
-    def _next_to_sleep(self) -> list[_Session]:
+    def _next_group(self) -> list[_Session]:
         """Those who speak, then those who read; but these first where they waited long."""
         readers_first = self._passed_over >= self._slots.count
-        in_order = sorted(self._tired, key=lambda session: session.speaks == readers_first)
+        in_order = sorted(self._sleep_queue, key=lambda session: session.decoding == readers_first)
         chosen, left = in_order[: self._rows], in_order[self._rows :]
-        passed_over = all(s.speaks for s in chosen) and not all(s.speaks for s in left)
+        passed_over = all(s.decoding for s in chosen) and not all(s.decoding for s in left)
         self._passed_over = self._passed_over + 1 if passed_over else 0
         return chosen
 
-    def _rise(self, state: WakeState):
-        with self._breaking_ends(self._members):
-            self._slots.put([session and session.row for session in self._asleep], state)
-            for session in self._members:
+    def _finish_sleep(self, state: WakeState):
+        with self._interrupts_end(self._group):
+            self._slots.put([session and session.row for session in self._sleeping], state)
+            for session in self._group:
                 session.preceding = (*session.preceding, *session.tokens)[-CONTEXT:]
                 session.tokens, session.opening_Y = [], session.logits_Y
                 session.sleeps += 1
-                self._wakes(session)
-            self._asleep, self._sleep = [], None
+                self._enqueue(session)
+            self._sleeping, self._sleep = [], None
 
     @property
     def _all_asleep(self) -> bool:
         return self._sleep is not None and self.load[:3] == (0, 0, 0)
 
     @property
-    def _members(self) -> list[_Session]:
+    def _group(self) -> list[_Session]:
         """Of the group asleep."""
-        return [session for session in self._asleep if session is not None]
+        return [session for session in self._sleeping if session is not None]
 
     def _begin(self, state: WakeState):
         # All windows are full: known without waiting for the device.
@@ -426,18 +426,18 @@ class Engine:
         window = dataclasses.replace(state.window, length_B=full_B)
         state = dataclasses.replace(state, window=window)
         if self._devices is None:
-            return _InSlices(self._params, state, self._config, self._passes, self._tokens)
-        return _Elsewhere(self._params_to_sleep, state, self._config, self._passes, self._devices)
+            return _Incremental(self._params, state, self._config, self._passes, self._tokens)
+        return _OnDevices(self._params_to_sleep, state, self._config, self._passes, self._devices)
 
-    def _set_under_way(self):
+    def _dispatch(self):
         """All that is to be read, before the first is waited for."""
         self._speak()
         for _ in range(self._at_once):
             self._read()
 
     def _speak(self):
-        """A token for every row that speaks."""
-        rows = {s: (s.row, 1) for s in self._in_slot.values() if s.speaks and not self._is_full(s)}
+        """A token for every row that decoding."""
+        rows = {s: (s.row, 1) for s in self._in_slot.values() if s.decoding and not self._is_full(s)}
         if not rows:
             return
         tokens_B = np.zeros(self._slots.count, np.int32)
@@ -446,13 +446,13 @@ class Engine:
         for session, (row, _) in rows.items():
             (tokens_B[row],) = session.unread
             draw_B[row], reads_B[row] = _draw_of(session, 1), True
-        with self._breaking_ends(rows):
+        with self._interrupts_end(rows):
             read = self._slots.read_one(tokens_B, reads_B, draw_B, self._samplers)
-            self._unheard.append(_Read(rows, *read))
+            self._in_flight.append(_Read(rows, *read))
 
     def _read(self):
         """A piece of a window in some of the rows that have more to read; they take turns."""
-        sessions = list(itertools.islice(self._reading, self._rows))
+        sessions = list(itertools.islice(self._prefill_queue, self._rows))
         if not sessions:
             return
         tokens_QT = np.zeros((self._rows, self._tokens), np.int32)
@@ -464,26 +464,26 @@ class Engine:
             tokens_QT[i, : len(piece)], length_Q[i] = piece, len(piece)
             draw_Q[i] = _draw_of(session, len(piece))
         rows = {session: (i, int(length_Q[i])) for i, session in enumerate(sessions)}
-        with self._breaking_ends(sessions):
+        with self._interrupts_end(sessions):
             for session in sessions:
-                self._reading.remove(session)
+                self._prefill_queue.remove(session)
             read = self._slots.read_piece(
                 [session.row for session in sessions], tokens_QT, length_Q, draw_Q, samplers
             )
-            self._unheard.append(_Read(rows, *read))
+            self._in_flight.append(_Read(rows, *read))
 
-    def _hear(self):
+    def _collect(self):
         """Waits for what is under way, and writes it into the books."""
-        while self._unheard:
-            read = self._unheard[0]
-            with self._error_ends(read.rows):
+        while self._in_flight:
+            read = self._in_flight[0]
+            with self._errors_end(read.rows):
                 drawn_Q = np.asarray(read.drawn_Q)  # whoever interrupts the waiting loses nothing
                 for session in list(read.rows):
-                    with self._breaking_ends([session]):
+                    with self._interrupts_end([session]):
                         place, count = read.rows.pop(session)
                         self._has_read(session, count, read.logits_QY, place)
                         self._draws(session, int(drawn_Q[place]))
-            self._unheard.popleft()
+            self._in_flight.popleft()
 
     def _has_read(self, session: _Session, count: int, logits_QY, place: int):
         tokens, session.unread = session.unread[:count], session.unread[count:]
@@ -498,7 +498,7 @@ class Engine:
             error = "its logits are not numbers: its state or the parameters are damaged"
             self._end(session, FAILED, error)
         elif len(session.unread):
-            self._wakes(session)
+            self._enqueue(session)
         elif not session.to_draw:
             self._end(session, LENGTH)
         elif token in session.stop:
@@ -506,59 +506,59 @@ class Engine:
         else:
             session.to_draw -= 1
             self._events.append(Drawn(session.key, token))
-            session.unread, session.speaks = np.array([token], np.int32), True
+            session.unread, session.decoding = np.array([token], np.int32), True
             if session.to_draw or session.keep:
-                self._wakes(session)
+                self._enqueue(session)
             else:
                 self._end(session, LENGTH)
 
     # What becomes of those whom something befalls.
 
     @contextlib.contextmanager
-    def _error_ends(self, sessions: Iterable[_Session]):
+    def _errors_end(self, sessions: Iterable[_Session]):
         """An error within ends them, and is not raised."""
         sessions = list(sessions)
         try:
             yield
         except Exception as error:
-            self._broken |= dict.fromkeys(sessions, f"{type(error).__name__}: {error}")
+            self._failed |= dict.fromkeys(sessions, f"{type(error).__name__}: {error}")
 
     @contextlib.contextmanager
-    def _breaking_ends(self, sessions: Iterable[_Session]):
+    def _interrupts_end(self, sessions: Iterable[_Session]):
         """An error ends them, and so does an interrupt: books and slots may differ then."""
         sessions = list(sessions)
-        self._broken |= dict.fromkeys(sessions, INTERRUPTED)
-        with self._error_ends(sessions):
+        self._failed |= dict.fromkeys(sessions, INTERRUPTED)
+        with self._errors_end(sessions):
             yield
             for session in sessions:
-                del self._broken[session]
+                del self._failed[session]
 
-    def _mend(self):
+    def _handle_failures(self):
         """Ends the broken; if they took the slots with them, everybody in one."""
-        if not self._broken:
+        if not self._failed:
             return
         if not self._slots.intact():
-            (why, *_) = self._broken.values()
+            (why, *_) = self._failed.values()
             why = f"the minds in all slots were lost: {why}"
-            self._broken |= dict.fromkeys(self._in_slot.values(), why)
-            self._unheard.clear()
+            self._failed |= dict.fromkeys(self._in_slot.values(), why)
+            self._in_flight.clear()
             self._slots.renew()
         ended = {event.key for event in self._events if isinstance(event, Ended)}
-        for session, error in self._broken.items():
+        for session, error in self._failed.items():
             if session.key in ended:  # an interrupt met it as it ended
                 self._forget(session)
             else:
                 self._end(session, FAILED, error)
-        self._broken.clear()
+        self._failed.clear()
 
     # What becomes of a session.
 
-    def _wakes(self, session: _Session):
+    def _enqueue(self, session: _Session):
         """Into the queue of what it does next; it has something to read."""
         if self._is_full(session):
-            self._tired.append(session)
-        elif not session.speaks:
-            self._reading.append(session)
+            self._sleep_queue.append(session)
+        elif not session.decoding:
+            self._prefill_queue.append(session)
 
     def _is_full(self, session: _Session) -> bool:
         return len(session.tokens) == self._config.window
@@ -583,14 +583,14 @@ class Engine:
 
     def _forget(self, session: _Session):
         """Wherever it is; an interrupt may have it done again."""
-        for queue in (self._reading, self._tired):
+        for queue in (self._prefill_queue, self._sleep_queue):
             if session in queue:
                 queue.remove(session)
-        for read in self._unheard:
+        for read in self._in_flight:
             read.rows.pop(session, None)
-        self._asleep = [None if other is session else other for other in self._asleep]
-        if not self._members:  # a nap of nobody
-            self._asleep, self._sleep = [], None
+        self._sleeping = [None if other is session else other for other in self._sleeping]
+        if not self._group:  # a nap of nobody
+            self._sleeping, self._sleep = [], None
         if self._in_slot.get(session.row) is session:
             del self._in_slot[session.row]
         with self._lock:
@@ -632,7 +632,7 @@ class Engine:
         self._slots.put([], state)
 
 
-class _InSlices:
+class _Incremental:
     """A group asleep on the device that wakes, a slice for each scheduling step."""
 
     def __init__(self, params, state: WakeState, config, passes, tokens):
@@ -649,14 +649,14 @@ class _InSlices:
         """There is nothing to wait for: the caller does the work."""
 
 
-class _Elsewhere:
+class _OnDevices:
     """A group asleep on devices of its own, all of its sleep at once."""
 
     def __init__(self, params, state: WakeState, config, passes, devices):
         self._state = parallel.sleep(params, state, config=config, passes=passes, devices=devices)
 
     def go_on(self) -> WakeState | None:
-        """As `_InSlices.go_on`; waits for nothing."""
+        """As `_Incremental.go_on`; waits for nothing."""
         done = all(x.is_ready() for x in jax.tree.leaves(self._state))
         return self._state if done else None
 

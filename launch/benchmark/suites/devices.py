@@ -22,7 +22,7 @@ from launch.benchmark.suites import Options
 from launch.benchmark.suites.rule import rule_inputs
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import parallel
-from sleepnet.cycle.sleep import at_dusk
+from sleepnet.cycle.sleep import sleep_inputs
 from sleepnet.evaluation.latency import interleaved
 from sleepnet.evaluation.programs import Program
 from sleepnet.ops import gated_delta
@@ -89,8 +89,9 @@ def _sleep_row(P, repeats):
     features_PBTD = jnp.stack(jnp.split(state.window.features_BLD, P, axis=1))
     row = _compare(
         lambda: one(params, state).fast_weights,
-        functools.partial(spread, params, at_dusk(state), features_PBTD),
-        one.lower(params, state), spread.lower(params, at_dusk(state), features_PBTD), P, repeats,
+        functools.partial(spread, params, sleep_inputs(state), features_PBTD),
+        one.lower(params, state), spread.lower(params, sleep_inputs(state), features_PBTD), P,
+        repeats,
     )  # fmt: skip
     shape = f"{MODEL.pattern} d={MODEL.d_model} L={MODEL.window}"
     return {"work": "one pass of a sleep", "shape": shape, "P": P} | row

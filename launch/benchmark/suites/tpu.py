@@ -27,7 +27,7 @@ from launch.compile.steps import shapes
 from launch.compile.topologies import topology
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import parallel
-from sleepnet.cycle.sleep import at_dusk
+from sleepnet.cycle.sleep import sleep_inputs
 from sleepnet.evaluation.programs import Program
 from sleepnet.inference import decoder
 from sleepnet.ops import gated_delta
@@ -87,14 +87,14 @@ def _sleep_row(name):
     devices = topology(name).devices
     config = dataclasses.replace(MODEL, window=TOKENS_PER_DEVICE * len(devices))
     params, state = shapes(config, 1)
-    dusk = jax.eval_shape(at_dusk, state)
+    inputs = jax.eval_shape(sleep_inputs, state)
     features = state.window.features_BLD
     parts = jax.ShapeDtypeStruct(
         (len(devices), 1, TOKENS_PER_DEVICE, config.d_model), features.dtype
     )
     began = time.perf_counter()
     spread = parallel.refine_over_window(config, PASSES, devices)
-    compiled = spread.lower(params, dusk, parts).compile()
+    compiled = spread.lower(params, inputs, parts).compile()
     seconds = time.perf_counter() - began
     found = collections.Counter()
     for kind, size in Program(compiled).collectives:
