@@ -24,12 +24,12 @@ from sleepnet.config import ModelConfig
 from sleepnet.config.checks import choices
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import (
-    sleep_inputs,
     check_ingestion,
     check_sleep,
     commit,
     ingest,
     refine_window,
+    sleep_inputs,
 )
 from sleepnet.cycle.sleep import sleep as sleep_on_one
 from sleepnet.cycle.sleep import sleep_from_tokens as sleep_from_tokens_on_one

@@ -11,7 +11,7 @@ import jax
 
 from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import cache
-from sleepnet.cycle.sleep import sleep_inputs, end_passes, one_pass, sleep
+from sleepnet.cycle.sleep import end_passes, one_pass, sleep, sleep_inputs
 from sleepnet.integers import as_integer
 from sleepnet.types import WakeState
 

@@ -15,7 +15,7 @@ from flax import struct
 from sleepnet.config import ModelConfig
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import process_window
-from sleepnet.cycle.wake import is_concrete, check_vocabulary
+from sleepnet.cycle.wake import check_vocabulary, is_concrete
 from sleepnet.integers import as_integers, as_tuple, to_int32
 from sleepnet.nn import model
 from sleepnet.ops.scan import loop

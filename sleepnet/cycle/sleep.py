@@ -18,7 +18,7 @@ from jax import lax
 from sleepnet.config import ModelConfig
 from sleepnet.config.model import PARTS
 from sleepnet.cycle import cache
-from sleepnet.cycle.wake import is_concrete, check_call, first_pass, copy_if_numpy
+from sleepnet.cycle.wake import check_call, copy_if_numpy, first_pass, is_concrete
 from sleepnet.integers import as_integer
 from sleepnet.nn import model
 from sleepnet.ops.scan import loop
@@ -102,7 +102,9 @@ def sleep_inputs(state: WakeState) -> SleepInputs:
     return SleepInputs(state.fast_weights, working, window.carried, window.length_B, window.kept_B)
 
 
-def refine_window(params, inputs: SleepInputs, features_BTD, *, config, passes, axis=None) -> FastWeights:
+def refine_window(
+    params, inputs: SleepInputs, features_BTD, *, config, passes, axis=None
+) -> FastWeights:
     """Fast weights after passes 2..N over a window.
 
     Args:
@@ -246,7 +248,9 @@ def end_passes(params, state: WakeState, refined, *, config) -> WakeState:
     """The state after a sleep whose further passes, one or more, `one_pass` has run."""
     inputs = sleep_inputs(state)
     x_BTD, core = refined
-    coda = _run(params, "coda", (x_BTD, inputs.before), inputs.carried, _span(inputs, config), config)[1]
+    coda = _run(
+        params, "coda", (x_BTD, inputs.before), inputs.carried, _span(inputs, config), config
+    )[1]
     return commit(state, inputs.working | core | coda, None, config=config)
 
 

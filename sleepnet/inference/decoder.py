@@ -23,7 +23,7 @@ from sleepnet.config import ModelConfig
 from sleepnet.config.model import PARTS
 from sleepnet.cycle import cache
 from sleepnet.cycle.sleep import sleep
-from sleepnet.cycle.wake import check_tokens, of_last_token, copy_if_numpy, wake
+from sleepnet.cycle.wake import check_tokens, copy_if_numpy, of_last_token, wake
 from sleepnet.integers import as_integers, to_int32
 from sleepnet.types import Array, WakeState, WindowCache
 

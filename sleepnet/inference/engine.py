@@ -1,4 +1,4 @@
-"""Engine: many minds at once, which come, go, and sleep whenever each must.
+"""Engine: many sessions at once, which come and go, and each sleeps when its window is full.
 
     engine = Engine(params, config=config, slots=64)
     key = engine.submit(prompt, max_new_tokens=100, sampling=Sampling(seed=1))
@@ -6,20 +6,19 @@
         for event in engine.step():
             ...  # Drawn(key, token), or Ended(key, ..)
 
-Each scheduling step does a bounded amount of work, in programs of fixed shapes: one token for
-every row that decoding, one piece of what some rows are given to read, and one slice of the sleep of
-a group whose windows are full. So a row that is awake waits for a neighbour's sleep no longer than
-one slice takes. One that must sleep itself waits for the group that sleeps already and for those
-before it: who decoding goes before who reads, but for one group in `slots` + 1.
+A scheduling step does a bounded amount of work, in programs of fixed shapes: one token for every
+decoding row, one piece of the prompts of some prefilling rows, and one slice of the sleep of a
+group of rows with full windows. So a row that is awake waits for another row's sleep no longer than
+one slice takes. A row whose own window is full waits for the group that is asleep and for those
+before it: decoding rows go before prefilling rows, except in one group of `slots` + 1.
 
-What a row draws is, bit for bit, what it would draw alone in the same engine. In one of other sizes
-it differs by roundoff, since XLA sums in another order: after ten sleeps by less than 5e-6 of the
+A row draws, bit for bit, what it would draw alone in the same engine. An engine of other sizes
+differs by rounding, since XLA sums in another order: after ten sleeps by less than 5e-6 of the
 state's largest entry.
 
-Whatever breaks, the engine goes on: a session that an error befalls ends as failed, and where an
-error takes the memory of all slots with it, so does everybody in one. An interrupt that meets a
-step as it waits for the device changes nothing; one that meets it elsewhere ends, at the next step,
-the sessions that were being seen to.
+The engine survives errors. A session that causes one ends as failed; an error that loses the memory
+of all slots ends all sessions in them. An interrupt while a step waits for the device changes
+nothing; any other interrupt ends, at the next step, the sessions that the step was working on.
 """
 
 import collections
@@ -330,8 +329,12 @@ class Engine:
         with self._alone():
             for phase in (
                 self._collect,  # what an interrupted step left
-                self._end_cancelled, self._admit, self._continue_sleep, self._dispatch, self._collect,
-            ):  # fmt: skip
+                self._end_cancelled,
+                self._admit,
+                self._continue_sleep,
+                self._dispatch,
+                self._collect,
+            ):
                 phase()
                 self._handle_failures()
             if patient and not self._events and self._all_asleep:
@@ -431,13 +434,15 @@ class Engine:
 
     def _dispatch(self):
         """All that is to be read, before the first is waited for."""
-        self._speak()
+        self._decode()
         for _ in range(self._at_once):
             self._read()
 
-    def _speak(self):
-        """A token for every row that decoding."""
-        rows = {s: (s.row, 1) for s in self._in_slot.values() if s.decoding and not self._is_full(s)}
+    def _decode(self):
+        """Read a token in every decoding row, and draw the next."""
+        rows = {
+            s: (s.row, 1) for s in self._in_slot.values() if s.decoding and not self._is_full(s)
+        }
         if not rows:
             return
         tokens_B = np.zeros(self._slots.count, np.int32)
