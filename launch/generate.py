@@ -1,8 +1,8 @@
-r"""Writes with a trained model: python -m launch.generate --workdir=runs/text --prompt="A mind".
+r"""Write with a trained model: python -m launch.generate --workdir=runs/text --prompt="A mind".
 
     python -m launch.generate --workdir=runs/text --prompt_file=book.txt --max_tokens=500 \
-      --temperature=0.8 --top_p=0.95 --save=runs/reader.mind
-    echo "And then" | python -m launch.generate --workdir=runs/text --load=runs/reader.mind
+      --temperature=0.8 --top_p=0.95 --save=runs/reader.snapshot
+    echo "And then" | python -m launch.generate --workdir=runs/text --load=runs/reader.snapshot
 
 The prompt comes from --prompt, --prompt_file or standard input, which is read to its end; with
 --load a terminal is not asked, and --prompt= goes on without one. A byte-order mark and one newline
@@ -69,7 +69,7 @@ _POLICY = {
     "sleep_seconds": flags.DEFINE_float("sleep_seconds", None, "Sleep for about so long."),
 }
 _LOAD = cli.define_path("load", None, "A saved session to continue.")
-_SAVE = cli.define_path("save", None, "Where to save the mind at the end.")
+_SAVE = cli.define_path("save", None, "Where to save the session at the end.")
 
 _SHOWN_EVERY = 0.1  # seconds
 
@@ -131,7 +131,7 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
 
 def _pieces(session: Session, text: bool) -> Iterator[str]:
     if session.logits is None:
-        raise ConfigError("there is nothing to go on from: give a --prompt, or --load a mind")
+        raise ConfigError("there is nothing to go on from: give a --prompt, or --load a session")
     if text:
         return session.generate_text(_MAX_TOKENS.value)
     return (f"{token} " for token in session.generate(_MAX_TOKENS.value))
@@ -246,13 +246,13 @@ class _Progress:
         self._line.close(self._text())
 
     def _text(self) -> str:
-        mind = self._session
-        tokens = mind.position - self._start
+        snapshot = self._session
+        tokens = snapshot.position - self._start
         position, began = self._since
-        each_ms = 1e3 * (time.perf_counter() - began) / max(mind.position - position, 1)
+        each_ms = 1e3 * (time.perf_counter() - began) / max(snapshot.position - position, 1)
         return (
-            f"{tokens} tokens  {mind.position} in its life  {mind.sleeps} sleeps  "
-            f"{each_ms:.2f} ms per token  {mind.state_bytes:,} bytes of state"
+            f"{tokens} tokens  {snapshot.position} in its life  {snapshot.sleeps} sleeps  "
+            f"{each_ms:.2f} ms per token  {snapshot.state_bytes:,} bytes of state"
         )
 
 

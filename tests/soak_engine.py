@@ -29,7 +29,7 @@ import numpy as np
 import sleepnet
 from sleepnet.inference.engine import CANCELLED, FAILED, LENGTH, Drawn, EngineFull, Limits
 from sleepnet.inference.sampling import Sampling
-from sleepnet.inference.snapshot import Mind
+from sleepnet.inference.snapshot import Snapshot
 
 CONFIG = sleepnet.ModelConfig(
     vocab_size=16, pattern="AG", d_model=16, num_heads=2, window=8, passes=3
@@ -70,7 +70,7 @@ class Soak:
         self.sick = jax.tree.map(
             lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x, newborn
         )
-        self.sick = Mind(state=self.sick, policy=sleepnet.FixedPasses(3), sampling=Sampling())
+        self.sick = Snapshot(state=self.sick, policy=sleepnet.FixedPasses(3), sampling=Sampling())
 
     def run(self, seconds):
         began, memory = time.monotonic(), []
@@ -116,12 +116,12 @@ class Soak:
     def submit(self):
         rng = self.rng
         tokens = rng.integers(0, CONFIG.vocab_size, rng.geometric(0.04))
-        mind = self.kept.pop() if self.kept and rng.random() < 0.5 else None
-        sick = mind is None and rng.random() < 0.02
+        snapshot = self.kept.pop() if self.kept and rng.random() < 0.5 else None
+        sick = snapshot is None and rng.random() < 0.02
         options = {
             "max_new_tokens": int(rng.geometric(0.05)) - 1, "keep": bool(rng.random() < 0.1),
             "sampling": Sampling(temperature=float(rng.choice([0, 1])), seed=int(rng.integers(99))),
-            "mind": self.sick if sick else mind,
+            "snapshot": self.sick if sick else snapshot,
         }  # fmt: skip
         try:
             key = self.engine.submit(tokens, **options)
@@ -145,8 +145,8 @@ class Soak:
         asked = plan["options"]["max_new_tokens"]
         if event.reason == LENGTH and len(drawn) != asked:
             self.wrong.append(f"session {event.key} drew {len(drawn)} of {asked}")
-        if event.mind is not None and len(self.kept) < 50:
-            self.kept.append(event.mind)
+        if event.snapshot is not None and len(self.kept) < 50:
+            self.kept.append(event.snapshot)
         if event.reason == LENGTH and self.rng.random() < 0.01:
             self.to_repeat.append((plan, drawn))
 

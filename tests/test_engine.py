@@ -29,7 +29,7 @@ from sleepnet.inference.engine import (
     Limits,
 )
 from sleepnet.inference.sampling import Sampling, sample, stack
-from sleepnet.inference.snapshot import Mind
+from sleepnet.inference.snapshot import Snapshot
 from sleepnet.nn.fsdp import devices_of
 from sleepnet.training import sharding
 
@@ -99,8 +99,8 @@ def assert_same_minds(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def mind_of(state):
-    return Mind(state=state, policy=sleepnet.FixedPasses(3), sampling=Sampling())
+def snapshot_of(state):
+    return Snapshot(state=state, policy=sleepnet.FixedPasses(3), sampling=Sampling())
 
 
 def by_hand(params, config, tokens, count, sampling):
@@ -134,7 +134,7 @@ def test_a_session_draws_what_its_mind_would(params, changes):
     drawn, ended = alone(engine, prompt(0, 21), max_new_tokens=20, sampling=sampling, keep=True)
     expected, state = by_hand(params, config, prompt(0, 21), 20, sampling)
     assert drawn == expected and ended.reason == LENGTH
-    for a, b in zip(jax.tree.leaves(ended.mind.state), jax.tree.leaves(state), strict=True):
+    for a, b in zip(jax.tree.leaves(ended.snapshot.state), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 
 
@@ -181,7 +181,7 @@ def test_a_session_is_bit_equal_to_itself_alone(params, seed, sessions, sizes):
         assert drawn[i] == expected[: len(drawn[i])]
         if ended[i].reason != CANCELLED:
             assert len(drawn[i]) == len(expected)
-            assert_same_minds(ended[i].mind, by_itself.mind)
+            assert_same_minds(ended[i].snapshot, by_itself.snapshot)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_slots_of_another_shape_change_no_more_than_roundoff(params, engine, siz
     options = {"max_new_tokens": 40, "sampling": Sampling(seed=8), "keep": True}
     other = Engine(params, config=CONFIG, **sizes)
     drawn, expected = (alone(e, prompt(6, 45), **options) for e in (other, engine))
-    assert drawn[0] == expected[0] and drawn[1].mind.sleeps == expected[1].mind.sleeps == 10
-    minds = ((end.mind.state, end.mind.logits_Y) for _, end in (drawn, expected))
+    assert drawn[0] == expected[0] and drawn[1].snapshot.sleeps == expected[1].snapshot.sleeps == 10
+    minds = ((end.snapshot.state, end.snapshot.logits_Y) for _, end in (drawn, expected))
     for a, b in zip(*map(jax.tree.leaves, minds), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * max(1, np.abs(b).max()))
 
@@ -209,7 +209,7 @@ def test_a_mind_that_was_kept_goes_on_bit_equal(engine):
     first, second = prompt(1, 2 * CONFIG.window), prompt(2, 5)
     options = {"max_new_tokens": 12, "sampling": Sampling(seed=3)}
     _, read = alone(engine, first, max_new_tokens=0, keep=True)
-    went_on = alone(engine, second, mind=read.mind, **options)
+    went_on = alone(engine, second, snapshot=read.snapshot, **options)
     assert went_on[0] == alone(engine, np.concatenate([first, second]), **options)[0]
 
 
@@ -220,15 +220,15 @@ def test_minds_move_between_a_session_and_the_engine(params, engine, tmp_path):
     by_itself = session.fork()
     by_itself.feed(prompt(13, 7))
     options = {"max_new_tokens": 6, "keep": True}
-    drawn, ended = alone(engine, prompt(13, 7), mind=session.mind, **options)
+    drawn, ended = alone(engine, prompt(13, 7), snapshot=session.snapshot, **options)
     assert drawn == list(by_itself.generate(6))
-    back = sleepnet.Session.from_mind(params, ended.mind, config=CONFIG)
+    back = sleepnet.Session.from_snapshot(params, ended.snapshot, config=CONFIG)
     back.save(tmp_path / "mind")
     back = sleepnet.Session.load(tmp_path / "mind", params)
     assert (back.position, back.sleeps, back.tokens) == (
         by_itself.position, by_itself.sleeps, by_itself.tokens
     )  # fmt: skip
-    assert back.mind.preceding == by_itself.mind.preceding != session.mind.preceding
+    assert back.snapshot.preceding == by_itself.snapshot.preceding != session.snapshot.preceding
     assert list(back.generate(20)) == list(by_itself.generate(20))
     back.rewind(back.position - len(back.tokens))  # to its last sleep
     by_itself.rewind(by_itself.position - len(by_itself.tokens))
@@ -332,7 +332,7 @@ def test_what_sleeps_in_an_engine_is_not_hashed(engine, monkeypatch):
 
     monkeypatch.setattr(nap_module, "_hash_rows", hashed)
     _, ended = alone(engine, prompt(0, CONFIG.window + 1), max_new_tokens=0, keep=True)
-    assert (ended.reason, ended.mind.sleeps) == (LENGTH, 1)
+    assert (ended.reason, ended.snapshot.sleeps) == (LENGTH, 1)
 
 
 def test_run_waits_for_those_who_sleep_elsewhere(params, monkeypatch):
@@ -366,7 +366,7 @@ def test_devices_of_their_own_sleep_for_the_rows(params, engine):
     for name in plans:
         assert there[name][0] == here[name][0]
         for a, b in zip(
-            *(jax.tree.leaves(x[name][1].mind.state) for x in (here, there)), strict=True
+            *(jax.tree.leaves(x[name][1].snapshot.state) for x in (here, there)), strict=True
         ):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max()))
 
@@ -374,14 +374,14 @@ def test_devices_of_their_own_sleep_for_the_rows(params, engine):
 @pytest.mark.optimized
 def test_a_row_that_fails_ends_alone(engine):
     """Bit for bit: the others draw what they draw without it."""
-    sick = mind_of(
+    sick = snapshot_of(
         jax.tree.map(
             lambda x: jnp.full_like(x, jnp.nan) if x.dtype == jnp.float32 else x,
             sleepnet.init_state(CONFIG, 1),
         )
     )
     plan = (prompt(5, 11), {"max_new_tokens": 20, "sampling": Sampling(seed=1)})
-    both = run(engine, sick=(prompt(6, 3), {"max_new_tokens": 9, "mind": sick}), well=plan)
+    both = run(engine, sick=(prompt(6, 3), {"max_new_tokens": 9, "snapshot": sick}), well=plan)
     assert both["sick"][1].reason == FAILED and not both["sick"][0]
     assert "logits are not numbers" in both["sick"][1].error
     assert both["well"] == (alone(engine, plan[0], **plan[1])[0], both["well"][1])
@@ -394,7 +394,7 @@ def test_a_stop_token_ends_it_and_is_not_given_out(engine):
     stop = drawn[5]
     until, ended = alone(engine, prompt(7, 3), stop=[stop], keep=True, **options)
     assert until == drawn[: drawn.index(stop)] and ended.reason == STOP
-    assert ended.mind.position == 3 + len(until)
+    assert ended.snapshot.position == 3 + len(until)
 
 
 def test_who_comes_first_is_served_first_and_long_prompts_hold_up_nobody(params):
@@ -593,7 +593,7 @@ def test_a_program_that_fails_ends_those_it_was_for(small, monkeypatch, program,
         ([1], {"stop": 3}, r"a collection of token ids, such as \{3\}; got 3"),
         ([1], {"stop": "ab"}, "got 'ab'"),
         ([1], {"stop": [16]}, r"in 0\.\.15; got 16"),
-        ([1], {"mind": "reader.mind"}, "must be a Mind, .*got 'reader.mind'"),
+        ([1], {"snapshot": "reader"}, "must be a Snapshot, .*got 'reader'"),
     ],
 )
 def test_bad_input_is_refused_and_the_engine_goes_on(limited, tokens, options, message):
@@ -609,7 +609,7 @@ def test_a_mind_whose_tokens_are_not_its_windows_is_refused(engine):
     for tokens in ((), tuple(range(10))):
         with pytest.raises(ValueError, match="tokens must be the 5 ids"):
             engine.submit(
-                [1], max_new_tokens=1, mind=dataclasses.replace(ended.mind, tokens=tokens)
+                [1], max_new_tokens=1, snapshot=dataclasses.replace(ended.snapshot, tokens=tokens)
             )
 
 
@@ -647,7 +647,7 @@ def test_parameters_that_are_split_over_devices_are_gathered_on_one(engine, para
     plan = (prompt(21, 2 * CONFIG.window), dict(max_new_tokens=9, keep=True))
     drawn, ended = alone(of_split, plan[0], **plan[1])
     assert drawn == alone(engine, plan[0], **plan[1])[0]
-    assert len(devices_of(ended.mind.state)) == 1
+    assert len(devices_of(ended.snapshot.state)) == 1
 
 
 def test_parameters_of_another_config_are_refused(params):
@@ -662,7 +662,7 @@ def test_a_state_of_another_model_or_of_two_minds_is_refused(engine):
         (sleepnet.init_state(CONFIG, 2), "one row"),
     ):
         with pytest.raises(ValueError, match=message):
-            engine.submit([1], max_new_tokens=1, mind=mind_of(state))
+            engine.submit([1], max_new_tokens=1, snapshot=snapshot_of(state))
 
 
 @pytest.mark.parametrize(
@@ -671,15 +671,17 @@ def test_a_state_of_another_model_or_of_two_minds_is_refused(engine):
 )  # fmt: skip
 def test_a_mind_that_sleeps_in_another_way_is_refused(engine, policy):
     """The engine would not do as its policy says. The message says how to have it go on."""
-    mind = mind_of(sleepnet.init_state(CONFIG, 1))
-    other = dataclasses.replace(mind, policy=policy)
-    with pytest.raises(ValueError, match=r"sleeps by .*, and all .* by FixedPasses") as refusal:
-        engine.submit([1], max_new_tokens=1, mind=other)
+    snapshot = snapshot_of(sleepnet.init_state(CONFIG, 1))
+    other = dataclasses.replace(snapshot, policy=policy)
+    with pytest.raises(
+        ValueError, match=r"sleeps by .*, and this engine by FixedPasses"
+    ) as refusal:
+        engine.submit([1], max_new_tokens=1, snapshot=other)
     assert f"sleeps by {policy}" in str(refusal.value)
-    assert "dataclasses.replace(mind, policy=FixedPasses(passes=3))" in str(refusal.value)
+    assert "dataclasses.replace(snapshot, policy=FixedPasses(passes=3))" in str(refusal.value)
     other = dataclasses.replace(other, policy=sleepnet.FixedPasses(passes=3))
-    drawn, _ = alone(engine, [1], max_new_tokens=1, mind=other)
-    assert drawn == alone(engine, [1], max_new_tokens=1, mind=mind)[0]
+    drawn, _ = alone(engine, [1], max_new_tokens=1, snapshot=other)
+    assert drawn == alone(engine, [1], max_new_tokens=1, snapshot=snapshot)[0]
 
 
 def test_an_engine_of_other_passes_than_its_configs_sleeps_as_often(params):
@@ -690,8 +692,8 @@ def test_an_engine_of_other_passes_than_its_configs_sleeps_as_often(params):
         Engine(params, config=dataclasses.replace(CONFIG, passes=2), slots=SLOTS),
     )
     (drawn, ended), (expected, by_config) = (alone(e, plan[0], **plan[1]) for e in engines)
-    assert drawn == expected and ended.mind.policy == sleepnet.FixedPasses(2)
-    assert_same_minds(ended.mind, by_config.mind)
+    assert drawn == expected and ended.snapshot.policy == sleepnet.FixedPasses(2)
+    assert_same_minds(ended.snapshot, by_config.snapshot)
 
 
 def test_a_mind_from_another_device_is_brought_home(params, engine):
@@ -699,23 +701,23 @@ def test_a_mind_from_another_device_is_brought_home(params, engine):
     session = sleepnet.Session(params, config=CONFIG)
     session.feed(prompt(12, 5))
     plan = (prompt(13, 7), {"max_new_tokens": 6, "keep": True})
-    here = alone(engine, plan[0], mind=session.mind, **plan[1])
+    here = alone(engine, plan[0], snapshot=session.snapshot, **plan[1])
     for device in jax.local_devices()[1:3]:
         elsewhere = dataclasses.replace(
-            session.mind, state=jax.device_put(session.mind.state, device)
+            session.snapshot, state=jax.device_put(session.snapshot.state, device)
         )
         with compiled() as programs:
-            there = alone(engine, plan[0], mind=elsewhere, **plan[1])
+            there = alone(engine, plan[0], snapshot=elsewhere, **plan[1])
         assert not programs and there[0] == here[0]
-        assert_same_minds(there[1].mind, here[1].mind)
+        assert_same_minds(there[1].snapshot, here[1].snapshot)
 
 
 def test_a_mind_that_cannot_be_taken_in_fails_alone(engine):
     """Here because its owner deleted it meanwhile."""
     plan = (prompt(5, 11), {"max_new_tokens": 5})
-    lost = mind_of(sleepnet.init_state(CONFIG, 1))
+    lost = snapshot_of(sleepnet.init_state(CONFIG, 1))
     keys = [
-        engine.submit(prompt(1, 3), max_new_tokens=1, mind=lost),
+        engine.submit(prompt(1, 3), max_new_tokens=1, snapshot=lost),
         engine.submit(*plan[:1], **plan[1]),
     ]
     jax.tree.map(lambda x: x.delete(), lost.state)
@@ -748,12 +750,12 @@ def test_nothing_is_compiled_once_an_engine_is_made(params, options, committed):
     if committed:
         params = jax.device_put(params, jax.local_devices()[1])
     engine = Engine(params, config=CONFIG, **options)
-    from_file = mind_of(jax.tree.map(np.asarray, sleepnet.init_state(CONFIG, 1)))
+    from_file = snapshot_of(jax.tree.map(np.asarray, sleepnet.init_state(CONFIG, 1)))
     with compiled() as programs:
         plan = {"max_new_tokens": 15, "sampling": Sampling(seed=1), "keep": True}
         ended = run(engine, **{name: (prompt(0, 20), plan) for name in "abc"})
-        for mind in (ended["a"][1].mind, from_file):
-            alone(engine, prompt(1, 20), mind=mind, **plan)
+        for snapshot in (ended["a"][1].snapshot, from_file):
+            alone(engine, prompt(1, 20), snapshot=snapshot, **plan)
     assert not programs
 
 

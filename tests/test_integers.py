@@ -24,7 +24,7 @@ from sleepnet.evaluation.streaming import agreement
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.inference import decoder as decoding
 from sleepnet.inference.sampling import stop_ids
-from sleepnet.inference.snapshot import Mind
+from sleepnet.inference.snapshot import Snapshot
 from sleepnet.integers import as_integer
 from sleepnet.ops import gated_delta
 from sleepnet.ops.gated_delta import pallas_tpu
@@ -92,8 +92,10 @@ def sliced(n):
     return sleepnet.continue_sleep(PARAMS, begun, tokens=n)
 
 
-def mind(**changes):
-    return Mind(state=None, policy=sleepnet.FixedPasses(1), sampling=sleepnet.Sampling(), **changes)
+def snapshot(**changes):
+    return Snapshot(
+        state=None, policy=sleepnet.FixedPasses(1), sampling=sleepnet.Sampling(), **changes
+    )
 
 
 # name -> what is made of an integer, and one that fits.
@@ -120,8 +122,8 @@ NUMBERS = {
     "seed": (lambda n: sleepnet.Sampling(seed=n), 2),
     "stop": (lambda n: stop_ids([n], 3), 2),
     "limits": (lambda n: sleepnet.Limits(waiting=n, prompt=n, new_tokens=n), 2),
-    "Mind.position": (lambda n: mind(position=n), 2),
-    "Mind.sleeps": (lambda n: mind(sleeps=n), 2),
+    "Mind.position": (lambda n: snapshot(position=n), 2),
+    "Mind.sleeps": (lambda n: snapshot(sleeps=n), 2),
     "Session.fork": (lambda n: session().fork(seed=n).sampling, 2),
     "Session.policy": (lambda n: sleepnet.Session(PARAMS, config=SMALL, passes=n).policy, 2),
     "Session.rewind": (lambda n: session().rewind(n), 0),
@@ -161,8 +163,8 @@ def session():
 
 def expecting():
     logits_Y = np.zeros(SMALL.vocab_size, np.float32)
-    given = dataclasses.replace(session().mind, logits_Y=logits_Y)
-    return sleepnet.Session.from_mind(PARAMS, given, config=SMALL)
+    given = dataclasses.replace(session().snapshot, logits_Y=logits_Y)
+    return sleepnet.Session.from_snapshot(PARAMS, given, config=SMALL)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -257,7 +259,7 @@ ARRAYS = {
     ),
     "rollout": lambda of: rolled(of).consts,
     "Decoder": decoded,
-    "Mind": lambda of: np.array(mind(tokens=of(LENGTHS)).tokens),
+    "Mind": lambda of: np.array(snapshot(tokens=of(LENGTHS)).tokens),
 }  # fmt: skip
 DTYPES = {
     **{name: functools.partial(np.asarray, dtype=name)

@@ -41,7 +41,7 @@ def test_a_mind_lives_and_an_engine_holds_many(tmp_path, monkeypatch, capsys):
     scope = {}
     for block in code_blocks("python")[:3]:
         exec(block, scope)
-    assert scope["mind"].position == 105 and scope["mind"].sleeps == 4
+    assert scope["session"].position == 105 and scope["session"].sleeps == 4
     assert scope["other"].position == 105 and scope["other"].sampling.seed == 2
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 51 and lines[-1].startswith("Ended(key=0, reason='length'")

@@ -52,7 +52,7 @@ def older(seed=3, config=CONFIG, **options) -> Session:
 
 def everything(one: Session):
     """All that a session is, for comparison bit by bit."""
-    return dataclasses.asdict(one._mind())
+    return dataclasses.asdict(one._snapshot())
 
 
 def log_p(logits_TY):
@@ -70,8 +70,8 @@ def test_a_life_is_that_of_algorithm_1(config):
     what is expected behind every piece, the score of every token, on a boundary by what was
     expected before the sleep, and in the end every fast weight, against the float64 model."""
     windows = life(1, [L, 3, L, L, 1, 5])
-    mind = Mind(minds.params(config), config)
-    expected_TY = np.concatenate([mind.live(tokens, config.passes) for tokens in windows])
+    snapshot = Mind(minds.params(config), config)
+    expected_TY = np.concatenate([snapshot.live(tokens, config.passes) for tokens in windows])
     tokens = np.concatenate(windows)
     nll_T = -log_p(expected_TY[:-1])[np.arange(len(tokens) - 1), tokens[1:]]
     one, rng, ends, position = session(config), np.random.default_rng(2), [], 0
@@ -93,7 +93,7 @@ def test_a_life_is_that_of_algorithm_1(config):
             assert_agree(one.logits, expected_TY[stop - 1])
         one.nap()
     assert one.sleeps == len(windows) and one.tokens == ()
-    assert_agree(one.state.fast_weights, fast_weights([mind]))
+    assert_agree(one.state.fast_weights, fast_weights([snapshot]))
 
 
 def test_a_window_that_is_full_sleeps_when_the_next_token_comes():
@@ -196,12 +196,12 @@ def test_only_the_present_window_can_be_rewound():
 def test_a_mind_has_one_size():
     """Its arrays and what it is saved in, from birth on."""
     one = session()
-    empty = dataclasses.replace(one._mind(), logits_Y=np.zeros(Y), opening_Y=np.zeros(Y))
+    empty = dataclasses.replace(one._snapshot(), logits_Y=np.zeros(Y), opening_Y=np.zeros(Y))
     size = one.state_bytes
     for _ in range(3):
         one.feed(life(8, [50])[0])
-        mind = one._mind()
-        leaves = jax.tree.leaves((mind.state, mind.logits_Y, mind.opening_Y))
+        snapshot = one._snapshot()
+        leaves = jax.tree.leaves((snapshot.state, snapshot.logits_Y, snapshot.opening_Y))
         assert len(leaves) == len(jax.tree.leaves((empty.state, 1, 1)))
         assert sum(leaf.nbytes for leaf in leaves) + 4 * (L + CONTEXT) == one.state_bytes == size
 
@@ -290,7 +290,7 @@ def test_bad_input_is_named_and_changes_nothing():
         one.nap(passes=0)
     with pytest.raises(ValueError, match="generate_text needs a tokenizer"):
         one.generate_text()
-    with pytest.raises(ValueError, match="a newborn mind expects nothing yet"):
+    with pytest.raises(ValueError, match="the session has read nothing yet"):
         session().generate(1)
     one.feed([])
     assert one.score([]).shape == (0,)
@@ -337,9 +337,9 @@ def test_two_threads_in_one_session_are_told_apart(monkeypatch):
 
 
 def test_logits_that_are_no_numbers_are_told_and_not_read():
-    mind = older().mind
-    mind = dataclasses.replace(mind, logits_Y=mind.logits_Y * np.float32(np.nan))
-    one = Session.from_mind(minds.params(CONFIG), mind, config=CONFIG)
+    snapshot = older().snapshot
+    snapshot = dataclasses.replace(snapshot, logits_Y=snapshot.logits_Y * np.float32(np.nan))
+    one = Session.from_snapshot(minds.params(CONFIG), snapshot, config=CONFIG)
     position = one.position
     with pytest.raises(SessionError, match=f"behind token {position} are not numbers"):
         next(one.generate())
@@ -586,9 +586,9 @@ def test_a_million_tokens_leave_nothing_behind():
 
 def test_a_mind_goes_on_where_its_parameters_lie():
     """Wherever it has lived before, such as on the device of an engine."""
-    mind, here, there = older().mind, *jax.devices()[:2]
-    mind = dataclasses.replace(mind, state=jax.device_put(mind.state, there))
+    snapshot, here, there = older().snapshot, *jax.devices()[:2]
+    snapshot = dataclasses.replace(snapshot, state=jax.device_put(snapshot.state, there))
     params = jax.device_put(minds.params(CONFIG), here)
-    moved = Session.from_mind(params, mind, config=CONFIG)
+    moved = Session.from_snapshot(params, snapshot, config=CONFIG)
     assert {device for x in jax.tree.leaves(moved.state) for device in x.devices()} == {here}
     assert_identical(everything(moved), everything(older()))

@@ -64,17 +64,17 @@ class _Minds(NamedTuple):
 
 
 class Decoder:
-    """Minds that read one token per row and call, and sleep in between.
+    """Read one token per row and call, and sleep in between.
 
     Compiled once for all tokens; nothing that it holds grows. Holds a copy of the parameters to
     wake with, shared by all decoders of the same arrays, and the caller's own to sleep with.
 
-    After an error or an interrupt its minds are as before the call or behind it, to float32
+    After an error or an interrupt its rows are as before the call or after it, to float32
     rounding; `length_B` tells which.
 
     Args:
       params: from `init_params`; must not change while decoders use them.
-      state: one mind per row; the caller's stays alive.
+      state: any number of rows; the caller's stays alive.
       config: static.
       tokens_BL: int, what the windows of `state` hold; needed only where they are not empty, and
         an interrupt is to cost nothing.
@@ -94,7 +94,7 @@ class Decoder:
     def state(self) -> WakeState:
         """The state as it is now, in the form of `sleepnet.wake`; it stays alive.
 
-        Minds that are set here take the place of those before; the caller's stay alive.
+        A state that is set here replaces the one before; the caller's stays alive.
         """
         now = self._whole()
         return _stack_state(joined(now.past, now.window))
@@ -195,11 +195,11 @@ class Decoder:
         self._now = self._reread(to_int32(length_B), self._opening(opening_BY))
 
     def fork(self) -> "Decoder":
-        """Another decoder of the same minds, with a state of its own and the same parameters."""
+        """Return another decoder of the same rows, with its own state and the same parameters."""
         return self.with_state(self.state, tokens_BL=self._now.tokens_BL, logits_BY=self.logits_BY)
 
     def with_state(self, state: WakeState, *, tokens_BL=None, logits_BY=None) -> "Decoder":
-        """A decoder of other minds with the same parameters; arguments as for a new one."""
+        """Return a decoder of another state with the same parameters; arguments as in `Decoder`."""
         twin = copy.copy(self)
         twin._now = self._minds(state, tokens_BL, logits_BY)
         return twin

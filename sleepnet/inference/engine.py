@@ -39,7 +39,7 @@ from sleepnet.cycle.slices import begin_own_sleep, continue_sleep, finish_sleep
 from sleepnet.cycle.wake import as_ids
 from sleepnet.inference.sampling import Sampling, as_sampling, stack, stop_ids
 from sleepnet.inference.slots import Slots
-from sleepnet.inference.snapshot import Mind
+from sleepnet.inference.snapshot import Snapshot
 from sleepnet.integers import as_integer
 from sleepnet.nn.fsdp import on_one_device
 from sleepnet.nn.model import check_params
@@ -66,14 +66,14 @@ class Ended(NamedTuple):
     """A session has left its slot.
 
     reason: "length", "stop", "cancelled", or "failed", which `error` explains.
-    mind: where it was to be kept, and ended by length or stop: it has read all that it was given
+    snapshot: if `keep` was set and it ended by length or stop: it has read all that it was given
       and all that it drew. `submit` takes it, to go on.
     """
 
     key: int
     reason: str
     error: str | None = None
-    mind: Mind | None = None
+    snapshot: Snapshot | None = None
 
 
 class Load(NamedTuple):
@@ -110,7 +110,7 @@ class _Session:
     to_draw: int
     stop: frozenset[int]
     keep: bool
-    mind: Mind  # as it came
+    snapshot: Snapshot  # as it came
     tokens: list[int]  # of its window
     position: int  # tokens read in its life
     sleeps: int  # in its life
@@ -134,7 +134,7 @@ class _Read(NamedTuple):
 
 
 class Engine:
-    """Continuous batching of minds that sleep.
+    """Batch sessions continuously, each of which sleeps when its window is full.
 
     Compiles all that it will ever run when it is made.
 
@@ -193,7 +193,7 @@ class Engine:
             self._params_to_sleep = parallel.send(
                 params, config=config, rows=self._rows, devices=devices
             )
-        self._fresh = Mind(
+        self._fresh = Snapshot(
             state=cache.init_state(config, 1), policy=FixedPasses(passes), sampling=GREEDY
         )
         self._samplers = stack([GREEDY] * slots)
@@ -222,7 +222,7 @@ class Engine:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop: Collection[int] = (),
-        mind: Mind | None = None,
+        snapshot: Snapshot | None = None,
         keep: bool = False,
     ) -> int:
         """A new session, which will read the tokens and then draw others.
@@ -230,36 +230,39 @@ class Engine:
         Args:
           tokens: int ids, at least one.
           max_new_tokens: how many to draw; 0 to read alone.
-          sampling: how; by default the mind's, or the likeliest token. As in a `Session`, the draw
-            behind n tokens of life takes its randomness from the seed and n.
+          sampling: how; by default the snapshot's, or the likeliest token. As in a `Session`, the
+            draw after n tokens takes its randomness from the seed and n.
           stop: ids that end it: drawn, but neither read nor given out.
-          mind: to go on from; newborn by default.
-          keep: whether `Ended` should have the mind.
+          snapshot: to go on from; a fresh state by default.
+          keep: whether `Ended` should have the snapshot.
 
         Returns:
           The session's key.
 
         Raises:
-          ValueError: ids outside the vocabulary, too many of them, or a mind of another shape, or
-            that sleeps in another way.
-          EngineFull: as many wait as may.
+          ValueError: ids outside the vocabulary, too many of them, or a snapshot of another shape
+            or that sleeps in another way.
+          EngineFull: the waiting queue is full.
         """
         tokens = self._checked(tokens)
         most = self._limits.new_tokens
         max_new_tokens = as_integer("max_new_tokens", max_new_tokens, 0, most)
-        mind = self._fresh if mind is None else mind
-        if not isinstance(mind, Mind):
+        snapshot = self._fresh if snapshot is None else snapshot
+        if not isinstance(snapshot, Snapshot):
             raise ValueError(
-                f"mind must be a Mind, such as Session.mind or Ended.mind; got {mind!r}"
+                f"snapshot must be a Snapshot, such as Session.snapshot or Ended.snapshot; got "
+                f"{snapshot!r}"
             )
-        mind.check(self._config)
-        if mind.policy != self._fresh.policy:
+        snapshot.check(self._config)
+        if snapshot.policy != self._fresh.policy:
             raise ValueError(
-                f"the mind sleeps by {mind.policy}, and all of this engine by "
-                f"{self._fresh.policy}: submit dataclasses.replace(mind, "
+                f"the snapshot sleeps by {snapshot.policy}, and this engine by "
+                f"{self._fresh.policy}: submit dataclasses.replace(snapshot, "
                 f"policy={self._fresh.policy}), or make an engine of its passes"
             )
-        mind = dataclasses.replace(mind, sampling=as_sampling(sampling or mind.sampling))
+        snapshot = dataclasses.replace(
+            snapshot, sampling=as_sampling(sampling or snapshot.sampling)
+        )
         stop = stop_ids(stop, self._config.vocab_size)
         with self._lock:
             if len(self._waiting) >= self._limits.waiting:
@@ -268,8 +271,8 @@ class Engine:
                     f"no more may (limits.waiting): submit again after a step"
                 )
             session = _Session(
-                self._keys, tokens, max_new_tokens, stop, keep, mind,
-                list(mind.tokens), mind.position, mind.sleeps,
+                self._keys, tokens, max_new_tokens, stop, keep, snapshot,
+                list(snapshot.tokens), snapshot.position, snapshot.sleeps,
             )  # fmt: skip
             self._keys += 1
             self._waiting.append(session)
@@ -360,13 +363,13 @@ class Engine:
         """The slot to a session that waits."""
         with self._lock:
             self._waiting.remove(session)
-        self._slots.put([row], session.mind.state)
-        session.row, session.opening_Y = row, session.mind.opening_Y
-        session.logits_Y, session.preceding = session.mind.logits_Y, session.mind.preceding
+        self._slots.put([row], session.snapshot.state)
+        session.row, session.opening_Y = row, session.snapshot.opening_Y
+        session.logits_Y, session.preceding = session.snapshot.logits_Y, session.snapshot.preceding
         # What was put is not held twice.
-        session.mind = dataclasses.replace(session.mind, state=self._fresh.state)
+        session.snapshot = dataclasses.replace(session.snapshot, state=self._fresh.state)
         self._in_slot[row] = session
-        own = jax.tree.leaves(stack([session.mind.sampling]))
+        own = jax.tree.leaves(stack([session.snapshot.sampling]))
         for of_all, of_one in zip(jax.tree.leaves(self._samplers), own, strict=True):
             of_all[row] = of_one[0]
         self._enqueue(session)
@@ -463,7 +466,7 @@ class Engine:
         tokens_QT = np.zeros((self._rows, self._tokens), np.int32)
         length_Q, draw_Q = np.zeros(self._rows, np.int32), np.zeros(self._rows, np.uint32)
         padding = [GREEDY] * (self._rows - len(sessions))
-        samplers = stack([session.mind.sampling for session in sessions] + padding)
+        samplers = stack([session.snapshot.sampling for session in sessions] + padding)
         for i, session in enumerate(sessions):
             piece = session.unread[: self._piece_of(session)]
             tokens_QT[i, : len(piece)], length_Q[i] = piece, len(piece)
@@ -544,7 +547,7 @@ class Engine:
             return
         if not self._slots.intact():
             (why, *_) = self._failed.values()
-            why = f"the minds in all slots were lost: {why}"
+            why = f"the states in all slots were lost: {why}"
             self._failed |= dict.fromkeys(self._in_slot.values(), why)
             self._in_flight.clear()
             self._slots.renew()
@@ -575,15 +578,15 @@ class Engine:
         return min(end, self._config.window) - filled
 
     def _end(self, session: _Session, reason: str, error: str | None = None):
-        mind = None
+        snapshot = None
         if session.keep and reason in (LENGTH, STOP):
-            mind = dataclasses.replace(
-                session.mind, state=self._slots.take([session.row], 1),
+            snapshot = dataclasses.replace(
+                session.snapshot, state=self._slots.take([session.row], 1),
                 logits_Y=session.logits_Y, opening_Y=session.opening_Y,
                 tokens=tuple(session.tokens), preceding=session.preceding,
                 position=session.position, sleeps=session.sleeps,
             )  # fmt: skip
-        self._events.append(Ended(session.key, reason, error, mind))
+        self._events.append(Ended(session.key, reason, error, snapshot))
         self._forget(session)
 
     def _forget(self, session: _Session):
@@ -645,7 +648,7 @@ class _Incremental:
         self._nap = begin_own_sleep(state, config=config, passes=passes)
 
     def go_on(self) -> WakeState | None:
-        """The group's minds, once all is done."""
+        """Run a slice; return the group's state once its sleep is done."""
         if not self._nap.done:
             self._nap = continue_sleep(self._params, self._nap, tokens=self._tokens)
         return finish_sleep(self._nap, self._state) if self._nap.done else None

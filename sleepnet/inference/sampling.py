@@ -1,7 +1,7 @@
 """Sampling: the next token drawn from logits, each row in its own way.
 
-Draw i of a mind takes its randomness from the mind's seed and i alone. So a sampler that is saved
-is its `Sampling` and a count, and what a row draws does not depend on the rows beside it.
+Draw i of a session takes its randomness from the session's seed and i alone. So a saved sampler is
+its `Sampling` and a count, and what a row draws does not depend on the rows beside it.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Session: one mind that lives. It reads, is asked, writes, and sleeps by itself when it must.
+"""Session: one stream of tokens. It reads, scores and writes, and sleeps when its window is full.
 
 A window that is full sleeps when the next token comes, not before: so the last window can still be
 rewound, and what follows on a boundary is predicted by logits of before the sleep, as in training.
@@ -22,10 +22,10 @@ from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.cycle import cache
 from sleepnet.cycle.policies import Policy, Spent, policy_of, sleep_by
 from sleepnet.cycle.wake import as_ids
-from sleepnet.inference import snapshot
+from sleepnet.inference import snapshot as snapshots
 from sleepnet.inference.decoder import Decoder, longest_piece
 from sleepnet.inference.sampling import Sampling, as_sampling, sample, stack, stop_ids
-from sleepnet.inference.snapshot import Mind
+from sleepnet.inference.snapshot import Snapshot
 from sleepnet.integers import as_integer
 from sleepnet.nn.fsdp import devices_of
 from sleepnet.nn.model import check_params, nll
@@ -68,7 +68,7 @@ def _alone(
 
 
 class Session:
-    """One mind, from its birth or from a file.
+    """One stream of tokens, from a fresh state or from a file.
 
     Tokens are ids below `config.vocab_size`, or text where there is a tokenizer. The same calls
     give the same bits; the same tokens in other calls agree to float32 rounding. One thread at a
@@ -90,7 +90,7 @@ class Session:
         sampling: Sampling | None = None,
         tokenizer: str | Tokenizer | None = None,
     ):
-        """A newborn mind.
+        """Start from a fresh state.
 
         Args:
           params: from `init_params` or a trained run; must not change while sessions use them.
@@ -107,7 +107,9 @@ class Session:
         check_params(params, config)
         self._params, self._tokenizer = _Params(params), _tokenizer_for(config, tokenizer)
         self._live_on(
-            Mind(state=cache.init_state(config, 1), policy=policy, sampling=sampling or Sampling()),
+            Snapshot(
+                state=cache.init_state(config, 1), policy=policy, sampling=sampling or Sampling()
+            ),
             config,
         )
 
@@ -120,55 +122,57 @@ class Session:
         config: ModelConfig | None = None,
         tokenizer: str | Tokenizer | None = None,
     ) -> "Session":
-        """Goes on with a saved mind as if it had never stopped, bit for bit.
+        """Load a saved session, which goes on as if it had never stopped, bit for bit.
 
         Args:
           path: from `save`.
           params: those that it was saved with.
           config: by default the one it was saved with; may differ in what only changes rounding.
-          tokenizer: without one the mind goes on with ids alone.
+          tokenizer: without one the session goes on with ids alone.
 
         Raises:
           StorageError: no such file, damage, or another model, config or tokenizer.
         """
         known = None if tokenizer is None else _as_tokenizer(tokenizer)
         shared = _Params(params)
-        mind, config = snapshot.load(
+        snapshot, config = snapshots.load(
             pathlib.Path(path), config=config, params=shared.fingerprint,
             tokenizer=known.identity if known else None,
         )  # fmt: skip
-        return cls._of(shared, mind, config, known)
+        return cls._of(shared, snapshot, config, known)
 
     @classmethod
-    def from_mind(
+    def from_snapshot(
         cls,
         params,
-        mind: Mind,
+        snapshot: Snapshot,
         *,
         config: ModelConfig,
         tokenizer: str | Tokenizer | None = None,
     ) -> "Session":
-        """Goes on with a mind in memory, such as an `Engine` gives back.
+        """Go on from a snapshot in memory, such as an `Engine` returns.
 
         Args:
           params, config: those with which it has lived.
-          tokenizer: as for a newborn mind.
+          tokenizer: as for a new session.
 
         Raises:
           ConfigError: a tokenizer that cannot be.
-          ValueError: a mind or parameters of another config, a mind whose parts are not of one
+          ValueError: a snapshot or parameters of another config, one whose parts are not of one
             moment, or a tokenizer with which it was not read.
         """
         check_params(params, config)
         known = None if tokenizer is None else _as_tokenizer(tokenizer)
-        mind.check(config, tokenizer=known.identity if known else None)
-        return cls._of(_Params(params), _beside(params, mind), config, known)
+        snapshot.check(config, tokenizer=known.identity if known else None)
+        return cls._of(_Params(params), _beside(params, snapshot), config, known)
 
     @classmethod
-    def _of(cls, params: "_Params", mind: Mind, config: ModelConfig, tokenizer) -> "Session":
+    def _of(
+        cls, params: "_Params", snapshot: Snapshot, config: ModelConfig, tokenizer
+    ) -> "Session":
         session = cls.__new__(cls)
         session._params, session._tokenizer = params, _tokenizer_for(config, tokenizer)
-        session._live_on(mind, config)
+        session._live_on(snapshot, config)
         return session
 
     @_alone
@@ -178,20 +182,20 @@ class Session:
         Raises:
           StorageError: it cannot be written; what was there stays whole, and the session goes on.
         """
-        snapshot.save(
-            pathlib.Path(path), self._mind(),
+        snapshots.save(
+            pathlib.Path(path), self._snapshot(),
             config=self.config, params=self._params.fingerprint,
         )  # fmt: skip
 
     @property
     @_alone
-    def mind(self) -> Mind:
-        """All that it is but the parameters, as it is now: for `from_mind` or `Engine.submit`."""
-        return self._mind()
+    def snapshot(self) -> Snapshot:
+        """All that it is now, except the parameters: for `from_snapshot` or `Engine.submit`."""
+        return self._snapshot()
 
     @_alone
     def fork(self, *, seed: int | None = None) -> "Session":
-        """A second mind with the same past, and a future of its own. Parameters are shared.
+        """Return a second session with the same past and its own future. Parameters are shared.
 
         Args:
           seed: of its draws; by default it draws the same.
@@ -300,7 +304,7 @@ class Session:
           stop: ids that end the stream: drawn, but neither read nor given out.
 
         Raises:
-          ValueError: a newborn mind, which expects nothing yet; at once, like bad arguments.
+          ValueError: a session that has read nothing; immediately, like bad arguments.
           SessionError: while streaming, logits that are not numbers.
         """
         if max_tokens is not None:
@@ -364,30 +368,30 @@ class Session:
         if position < self.position:
             self._decoder.rewind([position - began], opening_BY=opening_BY)
 
-    def _live_on(self, mind: Mind, config: ModelConfig):
-        self.config, self.policy, self.sampling = config, mind.policy, mind.sampling
-        self._read_with = mind.tokenizer
+    def _live_on(self, snapshot: Snapshot, config: ModelConfig):
+        self.config, self.policy, self.sampling = config, snapshot.policy, snapshot.sampling
+        self._read_with = snapshot.tokenizer
         self._inside: dict[str, object] = {}
         logits_BY, opening_BY = (
             None if logits_Y is None else jnp.array(logits_Y, jnp.float32)[None]
-            for logits_Y in (mind.logits_Y, mind.opening_Y)
+            for logits_Y in (snapshot.logits_Y, snapshot.opening_Y)
         )
         tokens_BL = np.zeros((1, config.window), np.int32)
-        tokens_BL[0, : len(mind.tokens)] = mind.tokens
+        tokens_BL[0, : len(snapshot.tokens)] = snapshot.tokens
         decoder = Decoder(
-            self._params.tree, mind.state,
+            self._params.tree, snapshot.state,
             config=config, tokens_BL=tokens_BL, logits_BY=logits_BY,
         )  # fmt: skip
-        began = mind.position - len(mind.tokens)
-        self._life = _Life(decoder, began, opening_BY, mind.sleeps, None, mind.preceding)
+        began = snapshot.position - len(snapshot.tokens)
+        self._life = _Life(decoder, began, opening_BY, snapshot.sleeps, None, snapshot.preceding)
 
     @property
     def _decoder(self) -> Decoder:
         return self._life.decoder
 
-    def _mind(self) -> Mind:
+    def _snapshot(self) -> Snapshot:
         opening_BY = self._life.opening_BY
-        return Mind(
+        return Snapshot(
             state=self._decoder.state,
             logits_Y=self.logits,
             opening_Y=None if opening_BY is None else opening_BY[0],
@@ -443,7 +447,7 @@ class Session:
         if token < 0:
             raise SessionError(
                 f"the logits behind token {self.position} are not numbers: parameters or fast "
-                f"weights are not finite; `rewind`, or load a saved mind"
+                f"weights are not finite; `rewind`, or load a saved session"
             )
         if token in stop:
             return None
@@ -463,7 +467,7 @@ class Session:
     def _check_expects(self) -> Array:
         logits_BY = self._decoder.logits_BY
         if logits_BY is None:
-            raise ValueError("a newborn mind expects nothing yet: `feed` it a token first")
+            raise ValueError("the session has read nothing yet: `feed` it a token first")
         return logits_BY
 
     def _needs_tokenizer(self, what: str) -> Tokenizer:
@@ -539,16 +543,16 @@ class _Params:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return snapshot.fingerprint(self.tree)
+        return snapshots.fingerprint(self.tree)
 
 
-def _beside(params, mind: Mind) -> Mind:
-    """Return the mind with arrays that can meet the parameters, wherever an engine left them."""
-    if devices_of(mind.state) == devices_of(params):
-        return mind
+def _beside(params, snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot on the devices of the parameters, wherever an engine left it."""
+    if devices_of(snapshot.state) == devices_of(params):
+        return snapshot
     names = ("state", "logits_Y", "opening_Y")
-    arrays = jax.device_get({name: getattr(mind, name) for name in names})
-    return dataclasses.replace(mind, **arrays)
+    arrays = jax.device_get({name: getattr(snapshot, name) for name in names})
+    return dataclasses.replace(snapshot, **arrays)
 
 
 def _as_tokenizer(tokenizer: str | Tokenizer) -> Tokenizer:

@@ -1,7 +1,7 @@
-"""Slots: a fixed number of minds side by side on one device, each read, replaced or taken alone.
+"""Slots: a fixed number of rows on one device, each read, replaced or copied alone.
 
-Every program has one shape, whichever rows it is for, so that nothing compiles while minds come
-and go, and a row's bits do not depend on the others. The state is updated in place.
+Every program has one shape, whichever rows it is for, so that nothing compiles while sessions
+come and go, and a row's bits do not depend on the others. The state is updated in place.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from sleepnet.types import Array, WakeState
 
 
 class Slots:
-    """The minds of a batch of B rows; rows in use are the caller's book to keep.
+    """Hold the states of B rows; the caller keeps track of which rows are in use.
 
     Holds a copy of the parameters to read one token with, shared with all decoders of the same
     arrays, and the caller's own for the rest.
@@ -39,12 +39,12 @@ class Slots:
         self.renew()
 
     def renew(self):
-        """All minds are newborn."""
+        """Give every row a fresh state."""
         state = unstack_state(cache.init_state(self._config, self.count))
         self._state = jax.device_put(state, self._home)
 
     def intact(self) -> bool:
-        """Whether the minds are there: a program that fails takes them with it. Waits."""
+        """Return whether the states exist: a program that fails takes them with it. Blocks."""
         leaves = jax.tree.leaves(self._state)
         if any(x.is_deleted() for x in leaves):
             return False
@@ -92,14 +92,14 @@ class Slots:
         return drawn_Q, logits_QY
 
     def take(self, rows: Sequence[int], count: int) -> WakeState:
-        """A copy of the minds of some rows, as a batch of `count`; padding is newborn."""
+        """Copy the states of some rows into a batch of `count`, padded with fresh states."""
         return _take(self._state, self._padded(rows, count), config=self._config)
 
     def put(self, rows: Sequence[int | None], state: WakeState):
-        """Replaces the minds of some rows by the first of a batch, from wherever they are.
+        """Replace the states of some rows by the first of a batch, from any device.
 
         Args:
-          rows: None for a mind that takes no row.
+          rows: None for a state that takes no row.
         """
         count = state.window.length_B.shape[0]
         state = jax.device_put(state, self._home)

@@ -1,4 +1,4 @@
-"""A saved mind: one file with all that a session is, but the parameters."""
+"""Snapshots: all that a session is, except the parameters, in memory or in one file."""
 
 import dataclasses
 import hashlib
@@ -20,14 +20,14 @@ from sleepnet.tokenizer import CONTEXT
 from sleepnet.types import WakeState
 
 FORMAT = 1
-# What another config may say of the same mind: nothing that its numbers depend on but for rounding.
+# Fields in which the config of a snapshot may differ: numbers depend on them only by rounding.
 _FREE = ("backend", "unroll", "chunk", "chunk_group", "remat", "gradient_passes")
 _FREE_PREFIX = "init_"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mind:
-    """One mind at some point of its life.
+class Snapshot:
+    """A session at some point.
 
     state: of one row.
     logits_Y: float32, what it expects next; None before its first token.
@@ -64,12 +64,12 @@ class Mind:
           tokenizer: identity of the one with which it is to go on; None for ids alone.
 
         Raises:
-          ValueError: a state of another config or of several minds, parts that are not of one
+          ValueError: a state of another config or of several rows, parts that are not of one
             moment of a life, or another tokenizer.
         """
         rows = self.state.window.length_B.shape
         if rows != (1,):
-            raise ValueError(f"a mind is a state of one row; got length_B of shape {rows}")
+            raise ValueError(f"a snapshot has a state of one row; got length_B of shape {rows}")
         cache.check_state(config, self.state)
         for name, logits_Y in (("logits_Y", self.logits_Y), ("opening_Y", self.opening_Y)):
             if logits_Y is not None and np.shape(logits_Y) != (config.vocab_size,):
@@ -79,7 +79,7 @@ class Mind:
         self._check_life(config)
         if None not in (tokenizer, self.tokenizer) and tokenizer != self.tokenizer:
             raise ValueError(
-                f"the mind was read with the tokenizer {self.tokenizer}, and this one is "
+                f"the snapshot was read with the tokenizer {self.tokenizer}, and this one is "
                 f"{tokenizer}"
             )
 
@@ -111,7 +111,7 @@ def fingerprint(params) -> str:
     return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def save(path: pathlib.Path, mind: Mind, *, config: ModelConfig, params: str):
+def save(path: pathlib.Path, snapshot: Snapshot, *, config: ModelConfig, params: str):
     """Writes the file, atomically.
 
     Args:
@@ -124,27 +124,30 @@ def save(path: pathlib.Path, mind: Mind, *, config: ModelConfig, params: str):
         "format": FORMAT,
         "config": dataclasses.asdict(config),
         "params": params,
-        "tokenizer": mind.tokenizer,
-        "position": mind.position,
-        "phase": len(mind.tokens),
-        "preceding": mind.preceding,
-        "sleeps": mind.sleeps,
-        "policy": {"name": mind.policy.name, **dataclasses.asdict(mind.policy)},
-        "sampling": dataclasses.asdict(mind.sampling),
+        "tokenizer": snapshot.tokenizer,
+        "position": snapshot.position,
+        "phase": len(snapshot.tokens),
+        "preceding": snapshot.preceding,
+        "sleeps": snapshot.sleeps,
+        "policy": {"name": snapshot.policy.name, **dataclasses.asdict(snapshot.policy)},
+        "sampling": dataclasses.asdict(snapshot.sampling),
     }
     tokens_L = np.zeros(config.window, np.int32)
-    tokens_L[: len(mind.tokens)] = mind.tokens
+    tokens_L[: len(snapshot.tokens)] = snapshot.tokens
     tree = {
-        "state": mind.state, "logits": mind.logits_Y, "opening": mind.opening_Y, "tokens": tokens_L
-    }  # fmt: skip
+        "state": snapshot.state,
+        "logits": snapshot.logits_Y,
+        "opening": snapshot.opening_Y,
+        "tokens": tokens_L,
+    }
     arrays = {name: np.asarray(leaf) for name, leaf in _named(tree)}
     storage.write_arrays(path, record, arrays)
 
 
 def load(
     path: pathlib.Path, *, config: ModelConfig | None, params: str, tokenizer: str | None
-) -> tuple[Mind, ModelConfig]:
-    """The mind, and the config that it was saved with or the one that was given.
+) -> tuple[Snapshot, ModelConfig]:
+    """Return the snapshot, and the config that it was saved with or the one that was given.
 
     Args:
       params: fingerprint of those with which it goes on.
@@ -162,31 +165,31 @@ def load(
     config = _config_of(path, record["config"], config)
     if record["params"] != params:
         raise StorageError(
-            f"{path} is a mind of other parameters: their fingerprint was {record['params']}, and "
-            f"is {params}"
+            f"{path} is a snapshot of other parameters: their fingerprint was {record['params']}, "
+            f"and is {params}"
         )
     tree = _tree_of(path, config, arrays)
     try:
-        mind = _mind_of(path, record, tree)
-        mind.check(config, tokenizer=tokenizer)
+        snapshot = _snapshot_of(path, record, tree)
+        snapshot.check(config, tokenizer=tokenizer)
     except ValueError as error:
         raise StorageError(f"{path}: {error}") from None
-    return mind, config
+    return snapshot, config
 
 
-def _mind_of(path, record: dict[str, Any], tree: dict[str, Any]) -> Mind:
+def _snapshot_of(path, record: dict[str, Any], tree: dict[str, Any]) -> Snapshot:
     try:
         policy = dict(record["policy"])
         policy = POLICIES[policy.pop("name")](**policy)
         sampling = Sampling(**record["sampling"])
     except (KeyError, TypeError, ConfigError) as error:
         raise StorageError(f"{path}: its record is not one of this version: {error!r}") from None
-    return Mind(
+    return Snapshot(
         state=tree["state"],
         logits_Y=tree["logits"],
         opening_Y=tree["opening"],
         tokens=tuple(tree["tokens"][: record["phase"]].tolist()),
-        preceding=tuple(record.get("preceding", ())),  # minds of 0.1.0 may lack it
+        preceding=tuple(record.get("preceding", ())),  # files of 0.1.0 may lack it
         position=record["position"],
         sleeps=record["sleeps"],
         policy=policy,
@@ -209,7 +212,7 @@ def _config_of(path, stored: dict[str, Any], given: ModelConfig | None) -> Model
         free = field.name in _FREE or field.name.startswith(_FREE_PREFIX)
         if was != now and not free:
             raise StorageError(
-                f"{path} is a mind with {field.name}={was!r}, and the config has {now!r}"
+                f"{path} is a snapshot with {field.name}={was!r}, and the config has {now!r}"
             )
     return given
 

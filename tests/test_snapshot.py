@@ -15,7 +15,7 @@ from test_session import CONFIG, L, Y, everything, life, older, session, write_w
 
 import sleepnet
 from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, storage
-from sleepnet.inference import snapshot
+from sleepnet.inference import snapshot as snapshots
 from sleepnet.storage import StorageError
 from sleepnet.tokenizer import CONTEXT
 
@@ -163,15 +163,15 @@ def test_a_mind_of_another_model_is_refused_by_name(tmp_path):
         was = getattr(CONFIG, field)
         with pytest.raises(
             StorageError,
-            match=f"{path} is a mind with {field}={was!r}, and the config has {value!r}",
+            match=f"{path} is a snapshot with {field}={was!r}, and the config has {value!r}",
         ):
             load(path, config=dataclasses.replace(CONFIG, **{field: value}))
     others = minds.params(CONFIG) | {"final_norm": np.ones(CONFIG.d_model, np.float32)}
     with pytest.raises(
-        StorageError, match=r"a mind of other parameters: .* was sha256 .* is sha256"
+        StorageError, match=r"a snapshot of other parameters: .* was sha256 .* is sha256"
     ):
         Session.load(path, others)
-    with pytest.raises(StorageError, match="a mind of other parameters"):
+    with pytest.raises(StorageError, match="a snapshot of other parameters"):
         Session.load(path, minds.params(HARD))
     unrolled = dataclasses.replace(CONFIG, unroll=True, init_scale=2.0)  # of the same numbers
     assert load(path, config=unrolled).config == unrolled
@@ -189,8 +189,8 @@ def test_a_mind_of_another_model_is_refused_by_name(tmp_path):
     ):
         load(path, tokenizer=str(tmp_path / "others.json"))
     with pytest.raises(ValueError, match="was read with the tokenizer sha256"):
-        Session.from_mind(
-            minds.params(CONFIG), untold.mind,
+        Session.from_snapshot(
+            minds.params(CONFIG), untold.snapshot,
             config=CONFIG, tokenizer=str(tmp_path / "others.json"),
         )  # fmt: skip
 
@@ -198,7 +198,7 @@ def test_a_mind_of_another_model_is_refused_by_name(tmp_path):
 def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):
     """In memory and from a file, before it lives on: it would rewind and fork into another."""
     path, one = tmp_path / "mind", older()  # 4 of 6 tokens in its second window
-    mind = one.mind
+    snapshot = one.snapshot
     bf16 = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     saved = (
         ({"tokens": ()}, "tokens must be the 4 ids of the state's window; got 0"),
@@ -217,12 +217,12 @@ def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):
         ({"opening_Y": np.zeros((1, Y))}, r"opening_Y must have shape \(13,\); got \(1, 13\)"),
     )
     for changes, complaint in saved + in_memory:
-        wrong = dataclasses.replace(mind, **changes)
+        wrong = dataclasses.replace(snapshot, **changes)
         with pytest.raises(ValueError, match=complaint):
-            Session.from_mind(minds.params(CONFIG), wrong, config=CONFIG)
+            Session.from_snapshot(minds.params(CONFIG), wrong, config=CONFIG)
     for changes, complaint in saved:
-        wrong = dataclasses.replace(mind, **changes)
-        snapshot.save(path, wrong, config=CONFIG, params=one._params.fingerprint)
+        wrong = dataclasses.replace(snapshot, **changes)
+        snapshots.save(path, wrong, config=CONFIG, params=one._params.fingerprint)
         with pytest.raises(StorageError, match=f"{path}: .*{complaint}"):
             load(path)
 
@@ -292,8 +292,8 @@ def test_minds_of_before_ids_were_carried_over_a_sleep_are_read(tmp_path):
     storage.write_arrays(path, record, arrays)
     assert_same_life(
         load(path),
-        Session.from_mind(
-            minds.params(CONFIG), dataclasses.replace(one.mind, preceding=()), config=CONFIG
+        Session.from_snapshot(
+            minds.params(CONFIG), dataclasses.replace(one.snapshot, preceding=()), config=CONFIG
         ),
     )
 
