@@ -52,7 +52,9 @@ class Mind:
 
     def __post_init__(self):
         """Stores integers of any type as Python's, which a file can hold."""
-        object.__setattr__(self, "tokens", tuple(as_integers("tokens", self.tokens).tolist()))
+        for name in ("tokens", "preceding"):
+            ids = tuple(as_integers(name, getattr(self, name)).tolist())
+            object.__setattr__(self, name, ids)
         for name in ("position", "sleeps"):
             object.__setattr__(self, name, as_integer(name, getattr(self, name), 0))
 
