@@ -165,19 +165,22 @@ class _FromFile(Tokenizer):
         """See `Tokenizer.lost_bytes`.
 
         Decoders are often no exact inverse, so that they give other text is not enough to speak of
-        loss. Two things are: another text with the same tokens, which then lacks the characters
-        that are lost; and characters within no token, or within the token of unknown text.
+        loss. Two things are: another text with the same tokens, where the characters that it lacks
+        are lost, and at least one byte even if it lacks none; and characters within no token, or
+        within the token of unknown text. Tokens are written in two ways, always in the same order,
+        so that texts with the same tokens are compared with the same text.
         """
         ids = [each.tolist() for each in encoded]
         lost: dict[int, int] = {}
-        for write in (self._decode, self._join):
+        writers = (self._decode, self._join)
+        for write in writers if self._decoder is not None else reversed(writers):
             left = [i for i in range(len(ids)) if i not in lost and self._unknown not in ids[i]]
             others = dict(zip(left, write([ids[i] for i in left]), strict=True))
             lost |= {i: 0 for i, other in others.items() if _body(other) == _body(texts[i])}
             differ = [i for i in left if i not in lost]
             again = self.encode([others[i] for i in differ])
             lost |= {
-                i: _missing_bytes(texts[i], others[i])
+                i: max(1, _missing_bytes(texts[i], others[i]))  # others only add or move characters
                 for i, other_ids in zip(differ, again, strict=True)
                 if np.array_equal(other_ids, encoded[i])
             }

@@ -95,8 +95,9 @@ def word_piece():
 
 
 SPLIT = {"pre_tokenizer": pre_tokenizers.Whitespace()}
+COMMAS = SPLIT | {"decoder": decoders.WordPiece()}
 # What is lost of a text, counted by hand: a dropped or unknown character whole, one that was
-# changed as it stood before.
+# changed as it stood before; one byte if the tokens are those of another text that lacks none.
 LOSSES = {
     "dropped": (characters("ab"), {}, "aé" * 1000, 2000),
     "dropped beside spaces": (characters("ab "), {}, "aé b", 2),
@@ -111,6 +112,10 @@ LOSSES = {
     "small letters": (*word_piece(), "Hellos, World", 2),
     "pieces of words": (*word_piece(), "hellos, world", 0),
     "composed": (characters("éa"), {"normalizer": normalizers.NFC()}, "ae\u0301", 3),
+    "space added": (models.WordPiece(words("a", ",", "b")), COMMAS, "a,b", 1),
+    "space kept": (models.WordPiece(words("a", ",", "b")), COMMAS, "a, b", 0),
+    "moved": (characters("ab"), {"normalizer": normalizers.Replace("ba", "ab")}, "ba", 1),
+    "not moved": (characters("ab"), {"normalizer": normalizers.Replace("ba", "ab")}, "ab", 0),
     "already composed": (characters("éa"), {"normalizer": normalizers.NFC()}, "aé", 0),
 }
 
