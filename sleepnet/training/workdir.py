@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from sleepnet import storage
+from sleepnet import storage, strict_json
 from sleepnet.config import ExperimentConfig, contents, from_dict
 from sleepnet.model import init_params
 from sleepnet.training import clock, rollbacks
@@ -104,7 +104,7 @@ def load_config(workdir: pathlib.Path) -> ExperimentConfig:
     task = values.get("task") if isinstance(values, dict) else None
     if isinstance(task, dict) and task.get("name") == "text":
         task.setdefault("special_tokens", "control")  # what was done before there was a choice
-    return from_dict(values)
+    return from_dict(strict_json.as_strings(values))  # a text_field may be called NaN
 
 
 def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, int]:

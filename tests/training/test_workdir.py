@@ -9,8 +9,9 @@ import corpora
 import numpy as np
 import pytest
 
-from sleepnet import tasks
-from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig
+from sleepnet import storage, tasks
+from sleepnet.config import ConfigError, ExperimentConfig, ModelConfig, TextConfig
+from sleepnet.evaluation import record
 from sleepnet.storage import StorageError
 from sleepnet.tokenizer import task_tokenizer
 from sleepnet.training.workdir import CONFIG, claim_workdir, differences, load_config
@@ -59,6 +60,22 @@ def test_a_run_finds_its_files_from_any_folder(relative, tmp_path, monkeypatch):
         train_files=(f"{data}/a.jsonl",), test_files=(f"{data}/test.jsonl",),
     )  # fmt: skip
     claim_workdir(run_on(spelled), tmp_path / "run")
+
+
+@pytest.mark.parametrize("field", ["NaN", "Infinity", "-Infinity"])
+def test_a_field_may_be_called_like_a_number(tmp_path, field):
+    """Its run goes on, and finds what was measured of it."""
+    rows = [json.dumps({field: f"{text} {'dream ' * 9}"}) + "\n" for text in ("a", "b")]
+    for split, row in zip(("train", "test"), rows, strict=True):
+        (tmp_path / f"{split}.jsonl").write_text(row)
+    files = {f"{split}_files": (str(tmp_path / f"{split}.jsonl"),) for split in ("train", "test")}
+    config = run_on(TextConfig(text_field=field, window=16, windows=4, **files))
+    claim_workdir(config, tmp_path / "run")
+    claim_workdir(config, tmp_path / "run")
+    assert load_config(tmp_path / "run") == config
+    measured = record.identity({}, config)
+    storage.write_json(tmp_path / "measured.json", measured)
+    assert record.is_of(storage.read_json(tmp_path / "measured.json"), {}, config)
 
 
 def test_files_that_have_moved_are_named_anew(relative, tmp_path):
