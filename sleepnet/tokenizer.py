@@ -143,6 +143,8 @@ class _FromFile(Tokenizer):
 
     def __init__(self, content: bytes, tokenizer: Any, special_tokens: str):
         self.identity = f"sha256 {hashlib.sha256(content).hexdigest()}"
+        if tokenizer.decoder is not None:
+            tokenizer.decoder = _without_panics(tokenizer.decoder)
         self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
         self._bytes = self._decoder is not None and self._decoder.decode(["<0x41>"]) == "A"
         tokenizer.no_truncation()  # a file may ask for these, and none is for a corpus
@@ -222,6 +224,27 @@ def _unknown_token(content: bytes, tokenizer: Any) -> int | None:
     model = json.loads(content)["model"]
     token = model.get("unk_token")
     return model.get("unk_id") if token is None else tokenizer.token_to_id(token)
+
+
+def _without_panics(decoder: Any) -> Any:
+    """Return the decoder with patterns in place of `Strip` where it strips the end of a token.
+
+    The package's panics if all of the token goes, or if there is none.
+    """
+
+    def mended(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] == "Sequence":
+            return part | {"decoders": [mended(each) for each in part["decoders"]]}
+        if part["type"] != "Strip" or not part["stop"]:
+            return part
+        character = rf"\x{{{ord(part['content']):x}}}"
+        start = rf"\A{character}{{1,{part['start']}}}|" if part["start"] else ""
+        pattern = rf"{start}{character}{{1,{part['stop']}}}\z"
+        return {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+
+    state = json.dumps(mended(json.loads(decoder.__getstate__())), allow_nan=False)
+    decoder.__setstate__(state.encode())
+    return decoder
 
 
 def _body(text: str) -> str:

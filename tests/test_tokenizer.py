@@ -141,6 +141,19 @@ def test_bytes_lose_nothing():
     assert lost(load_tokenizer("bytes"), TEXT, "\0") == [0, 0]
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 1), (1, 3), (0, 9)])
+def test_a_decoder_may_strip_all_of_a_text(tmp_path, start, stop):
+    """Also of no tokens, as at the start of a stream and of an empty document."""
+    strip = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", start, stop)])
+    tokenizer = saved(tmp_path, characters("a "), decoder=strip)
+    for text in ("", " ", "  ", "    ", " a ", "  a    ", "a", " a a "):
+        (ids,) = tokenizer.encode([text])
+        left = text[:start].lstrip(" ") + text[start:]
+        kept = left[:-stop] + left[-stop:].rstrip(" ")
+        assert tokenizer.decode(ids.tolist()) == kept
+        assert lost(tokenizer, text) == [0]  # the tokens have what is stripped
+
+
 @pytest.fixture
 def special(tmp_path):
     """A file with a special token, and an added one behind it that is none."""
