@@ -17,6 +17,7 @@ from sleepnet.config import SPECIAL_TOKENS, ConfigError, TextConfig, choices, co
 from sleepnet.input_files import regular_status
 
 BYTES = "bytes"
+_AS_TEXT = ", special tokens as text"  # ends the identity
 CONTEXT = 3  # tokens on which the text of the next may depend: of four bytes, the first three
 
 _CUT = "\N{REPLACEMENT CHARACTER}"
@@ -155,7 +156,7 @@ class _FromFile(Tokenizer):
         has_special = any(t.special for t in tokenizer.get_added_tokens_decoder().values())
         if special_tokens == "text" and has_special:
             tokenizer.encode_special_tokens = True  # "encode" here means: like any other text
-            self.identity += ", special tokens as text"
+            self.identity += _AS_TEXT
         # Ids may have holes, so that there are fewer of them than the largest tells.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
@@ -217,6 +218,13 @@ class _FromFile(Tokenizer):
         if self._decoder is None:
             return " ".join(names)
         return self._decoder.decode(list(_without_invalid_bytes(names) if self._bytes else names))
+
+
+def special_tokens_of(identity: str, other: str) -> tuple[str, str] | None:
+    """Return the `special_tokens` of two identities that differ in nothing else; None: they do."""
+    if identity == other or identity.removesuffix(_AS_TEXT) != other.removesuffix(_AS_TEXT):
+        return None
+    return ("text", "control") if identity.endswith(_AS_TEXT) else ("control", "text")
 
 
 def _unknown_token(content: bytes, tokenizer: Any) -> int | None:
@@ -308,6 +316,11 @@ def task_tokenizer(config: TextConfig) -> Tokenizer:
     """
     known = load_tokenizer(config.tokenizer, "task.tokenizer", config.special_tokens)
     if config.fingerprints and known.identity != (before := contents(config.fingerprints)[0]):
+        if apart := special_tokens_of(before, known.identity):
+            raise ConfigError(
+                f"task.special_tokens={apart[1]!r}, and this run was made with {apart[0]!r}; set "
+                f"task.special_tokens={apart[0]}, or begin another run"
+            )
         raise ConfigError(
             f"task.tokenizer: {config.tokenizer} is {known.identity}, and this run was made with "
             f"{before}; name that one, or begin another run"

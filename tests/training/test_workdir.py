@@ -104,7 +104,8 @@ def test_other_content_is_refused_wherever_it_lies(relative, tmp_path, field):
     with pytest.raises(ConfigError, match="this run was made with"):
         tasks.make(dataclasses.replace(task, **there))
     with pytest.raises(
-        StorageError, match=rf"holds a run with task\.fingerprints='.*/{path.name}: "
+        StorageError,
+        match=rf"holds a run with task\.fingerprints='.*/{path.name}: .*, or put its files back",
     ):
         claim_workdir(run_on(dataclasses.replace(relative, **there)), tmp_path / "run")
 
@@ -113,8 +114,18 @@ def test_how_special_tokens_are_read_is_the_runs(relative, tmp_path):
     """Where it matters; a run from before there was a choice had read control tokens."""
     control = dataclasses.replace(relative, special_tokens="control")
     claim_workdir(run_on(control), tmp_path / "run")
-    with pytest.raises(StorageError, match=r"task\.fingerprints=.*, special tokens as text"):
+    with pytest.raises(
+        StorageError,
+        match=r"task\.special_tokens='control', and this one has 'text': take another --workdir, "
+        r"or set task\.special_tokens back",
+    ):
         claim_workdir(run_on(relative), tmp_path / "run")
+    for one, other in ((control, "text"), (relative, "control")):
+        made = dataclasses.replace(run_on(one).task, special_tokens=other)
+        with pytest.raises(
+            ConfigError, match=rf"made with .*; set task\.special_tokens={one.special_tokens}, or"
+        ):
+            task_tokenizer(made)
     values = json.loads((tmp_path / "run" / CONFIG).read_text())
     del values["task"]["special_tokens"]
     (tmp_path / "run" / CONFIG).write_text(json.dumps(values))
