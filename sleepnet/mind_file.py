@@ -14,7 +14,7 @@ from sleepnet.integers import as_integer, as_integers
 from sleepnet.sampling import Sampling
 from sleepnet.sleep_policies import POLICIES, Policy
 from sleepnet.storage import StorageError
-from sleepnet.tokenizer import CONTEXT
+from sleepnet.tokenizer import CONTEXT, special_tokens_of
 from sleepnet.types import WakeState
 from sleepnet.wake import check_vocabulary
 
@@ -78,7 +78,12 @@ class Mind:
                     f"{name} must have shape ({config.vocab_size},); got {np.shape(logits_Y)}"
                 )
         self._check_life(config)
-        if None not in (tokenizer, self.tokenizer) and tokenizer != self.tokenizer:
+        if tokenizer is not None and self.tokenizer not in (None, tokenizer):
+            if apart := special_tokens_of(self.tokenizer, tokenizer):
+                raise ValueError(
+                    f"the mind was read with special_tokens={apart[0]!r}, and this tokenizer has "
+                    f"{apart[1]!r}; load it with special_tokens={apart[0]}"
+                )
             raise ValueError(
                 f"the mind was read with the tokenizer {self.tokenizer}, and this one is "
                 f"{tokenizer}"

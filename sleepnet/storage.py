@@ -220,8 +220,13 @@ def _sum_lanes(words, index, axes: Iterable[int]) -> jax.Array:
     return jnp.stack(jax.lax.reduce(_lanes(words, index), zero, add, tuple(axes)), axis=-1)
 
 
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in the byte order of this machine, which the name of a dtype does not tell."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
 def _hash_array(array: np.ndarray) -> np.ndarray:
-    words = np.ascontiguousarray(array).reshape(-1).view(_WORDS[array.dtype.itemsize])
+    words = _native(array).reshape(-1).view(_WORDS[array.dtype.itemsize])
     total = np.zeros(LANES, np.uint32)
     for start in range(0, words.size, _BLOCK):
         block = words[start : start + _BLOCK].astype(np.uint32)
@@ -293,7 +298,7 @@ def write_arrays(path: pathlib.Path, record: dict[str, Any], arrays: dict[str, n
         name: {"dtype": array.dtype.name, "shape": array.shape} for name, array in arrays.items()
     }
     whole = {"record": record, "arrays": described, "digests": digests(arrays)}
-    data = [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    data = [_native(array).tobytes() for array in arrays.values()]
     write_atomic(path, b"".join([_line(seal(whole)), *data]))
 
 

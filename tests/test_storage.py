@@ -96,6 +96,18 @@ def test_an_array_without_a_digest_is_named(array):
         storage.digests({"fine": np.zeros(2), "x": array})
 
 
+@pytest.mark.parametrize("dtype", [">i8", ">f4", ">u2"])
+def test_the_byte_order_of_an_array_does_not_matter(dtype, tmp_path):
+    """Neither to its digest nor to what is read back."""
+    swapped = np.arange(6).reshape(2, 3).astype(dtype)
+    native = swapped.astype(swapped.dtype.newbyteorder("="))
+    assert storage.digests(swapped) == storage.digests(native)
+    storage.write_arrays(tmp_path / "arrays", {}, {"x": swapped, "of nothing": swapped[:0]})
+    found = storage.read_arrays(tmp_path / "arrays")[1]
+    np.testing.assert_array_equal(found["x"], native)
+    assert found["x"].dtype == native.dtype and found["of nothing"].shape == (0, 3)
+
+
 @pytest.mark.parametrize("spec", [(), ("b", "a"), (("a", "b"),), (None, "b")], ids=str)
 def test_a_digest_does_not_depend_on_the_devices(spec):
     """One device, or eight in any arrangement, copies among them."""
