@@ -258,7 +258,10 @@ def test_a_home_is_expanded_and_one_that_is_unknown_is_told(monkeypatch):
     assert local_path("~") == "/home/me" and local_path("~/run") == "/home/me/run"
     user = pwd.getpwuid(os.getuid())
     assert local_path(f"~{user.pw_name}/run") == f"{user.pw_dir}/run"
-    for path in ("run", "/data/run", "runs/~/x", "./~", "data/*.jsonl", "x=a:b", "C:/run", "bytes"):
+    for path in (
+        "run", "/data/run", "runs/~/x", "./~", "data/*.jsonl", "x=a:b", "C:/run", "bytes",
+        "depo.py:/data/x", "host:/x",
+    ):  # fmt: skip
         assert local_path(path) == path
     with pytest.raises(ConfigError, match="there is no user 'no-such-user' here; give the path"):
         local_path("~no-such-user/run")
