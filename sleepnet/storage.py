@@ -28,6 +28,19 @@ class StorageError(RuntimeError):
     """Stored data that is damaged, foreign or cannot be written; the message says what to do."""
 
 
+def exists(path: str | os.PathLike) -> bool:
+    """Return whether there is a file or folder of this name.
+
+    Raises:
+      StorageError: it cannot be told: the name is too long, or a folder on the path may not be
+        entered.
+    """
+    try:
+        return pathlib.Path(path).exists()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be reached: {error.strerror}") from None
+
+
 def write_atomic(path: pathlib.Path, content: str | bytes):
     """Writes a file so that readers see the old content or the new one, never a part.
 
@@ -50,7 +63,7 @@ def prepare_file(path: str | os.PathLike):
 def _target(path: str | os.PathLike) -> pathlib.Path:
     """Through links, which stay."""
     path = pathlib.Path(path).resolve()
-    if path.exists() and not path.is_file():
+    if exists(path) and not path.is_file():
         raise StorageError(f"cannot write {path}: it is no regular file")
     return path
 

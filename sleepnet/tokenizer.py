@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from sleepnet.config import SPECIAL_TOKENS, ConfigError, TextConfig, choices, contents
+from sleepnet.config import (
+    SPECIAL_TOKENS,
+    ConfigError,
+    TextConfig,
+    choices,
+    contents,
+    local_path,
+)
 from sleepnet.input_files import regular_status
 
 BYTES = "bytes"
@@ -284,19 +291,23 @@ def load_tokenizer(name: str, field: str = "tokenizer", special_tokens: str = "t
     """Bytes, or a JSON file of the `tokenizers` package.
 
     Args:
-      name: "bytes", or the path of the file.
+      name: "bytes", or the path of the file; it may begin with ~.
       field: which setting named it, for errors.
       special_tokens: what becomes of a special token that is written out in text, such as
         "<|endoftext|>": "text", the tokens of its characters; or "control", the special token. Text
         from others should not be able to write control tokens.
 
     Raises:
-      ConfigError: no such file, a damaged one, or the `tokenizers` package is missing.
+      ConfigError: no such file, a URL, a damaged file, or the `tokenizers` package is missing.
     """
     if special_tokens not in SPECIAL_TOKENS:
         raise ConfigError(choices("special_tokens", special_tokens, SPECIAL_TOKENS))
     if name == BYTES:
         return _BYTES
+    try:
+        name = local_path(str(name))
+    except ConfigError as error:
+        raise ConfigError(f"{field}={name!r}: {error}") from None
     try:
         regular_status(name)
         content = pathlib.Path(name).read_bytes()

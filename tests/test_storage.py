@@ -1,6 +1,7 @@
 """A digest tells any change of an array, and nothing else: not where or how it is held. And a
 disk that takes nothing is named, and loses nothing."""
 
+import errno
 import os
 import pathlib
 
@@ -12,7 +13,12 @@ import pytest
 from disks import full_disk
 from jax.sharding import NamedSharding, PartitionSpec
 
+from launch.sweeps import book, space
 from sleepnet import storage
+from sleepnet.config import DepoConfig, ExperimentConfig, ModelConfig
+from sleepnet.evaluation import record
+from sleepnet.evaluation.forgetting import forgetting_of_run
+from sleepnet.training.workdir import load_config
 
 SHAPES = [(), (1,), (0,), (0, 4), (24,), (8, 3), (2, 8, 5)]
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.int32, np.uint32, np.int8, np.bool_]
@@ -205,6 +211,28 @@ def test_only_regular_files_are_replaced_and_links_stay(tmp_path):
         with pytest.raises(storage.StorageError, match="is no regular file"):
             storage.write_atomic(what, "new")
     assert pipe.is_fifo()
+
+
+def test_a_path_that_cannot_be_reached_is_told(tmp_path, monkeypatch):
+    """A name that is too long; or a folder that may not be entered, which stops no root."""
+    config = ExperimentConfig(model=ModelConfig(vocab_size=20, window=8), task=DepoConfig())
+    path = tmp_path / ("x" * 300)
+    assert not storage.exists(tmp_path / "x") and storage.exists(tmp_path)
+    for act in (
+        storage.exists, storage.prepare_file, lambda path: storage.write_json(path, {}),
+        load_config, lambda path: record.load(path, config),
+        lambda path: forgetting_of_run(path, {}, config, 1, ()),
+        lambda path: book.is_done(space.Run("", {}, config), path),
+    ):  # fmt: skip
+        with pytest.raises(storage.StorageError, match=f"{path}.* cannot be reached: File name "):
+            act(path)
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "stat", refused)
+    with pytest.raises(storage.StorageError, match="cannot be reached: Permission denied"):
+        load_config(tmp_path)
 
 
 def test_a_folder_on_a_full_disk_is_told_before_it_is_used(tmp_path):

@@ -207,3 +207,11 @@ def test_a_tokenizer_that_is_no_regular_file_is_named(tmp_path, make):
     make(tmp_path / "tokenizer.json")
     with pytest.raises(ConfigError, match=r"tokenizer\.json' cannot be read \(it is a "):
         load_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
+def test_a_tokenizer_may_lie_in_the_home_and_not_behind_a_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_tokenizer(tmp_path / "tokenizer.json")
+    assert load_tokenizer("~/tokenizer.json") is load_tokenizer(path)
+    with pytest.raises(ConfigError, match=r"^tokenizer='gs://b/x\.json': a URL is not a path"):
+        load_tokenizer("gs://b/x.json")

@@ -108,7 +108,7 @@ def load(workdir: pathlib.Path, config: ExperimentConfig) -> dict:
     """
     path = pathlib.Path(workdir) / FILE
     command = f"python -m launch.evaluate --workdir={workdir}"
-    if not path.exists():
+    if not storage.exists(path):
         raise storage.StorageError(f"{workdir} has no {FILE}: run {command}")
     record = storage.read_json(path)
     version = record.get("version") if isinstance(record, dict) else None

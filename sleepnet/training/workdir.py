@@ -74,7 +74,7 @@ def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
     """Writes config.json into a new workdir, or raises StorageError if it holds another run."""
     workdir = pathlib.Path(workdir)
     storage.prepare_folder(workdir)
-    if (workdir / CONFIG).exists():
+    if storage.exists(workdir / CONFIG):
         stored = load_config(workdir).to_dict()
         for path, was, now in differences(stored, config.to_dict()):
             back = "put its files back" if path == ".".join(_FINGERPRINTS) else f"set {path} back"
@@ -94,13 +94,17 @@ def _left_behind(workdir: pathlib.Path) -> str | None:
     """What a run has left here that another would go on with."""
     if Checkpoints.exist(workdir):
         return "checkpoints"
-    return next((name for name in _TAKEN_OVER if (workdir / name).exists()), None)
+    return next((name for name in _TAKEN_OVER if storage.exists(workdir / name)), None)
 
 
 def load_config(workdir: pathlib.Path) -> ExperimentConfig:
-    """The config with which a workdir was trained."""
+    """Return the config with which a workdir was trained.
+
+    Raises:
+      StorageError: it has none, or none that can be read.
+    """
     path = pathlib.Path(workdir) / CONFIG
-    if not path.exists():
+    if not storage.exists(path):
         raise storage.StorageError(f"{workdir} is no workdir of a run: it has no {CONFIG}")
     values = storage.read_json(path)
     task = values.get("task") if isinstance(values, dict) else None
