@@ -1,7 +1,9 @@
 # `make demo` and `make test` make their own environment first, from pinned versions.
 
-PYTHON ?= python3.11
 VENV ?= .venv
+# If none is given, the one that made the environment, as long as it is there.
+PYTHON ?= $(or $(realpath $(VENV)/bin/python),python3.11)
+PYTHON := $(PYTHON)
 RUNS ?= runs
 SEED ?= 0
 BIN = $(VENV)/bin

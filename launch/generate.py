@@ -5,8 +5,8 @@ r"""Write with a trained model: python -m launch.generate --workdir=runs/text --
     echo "And then" | python -m launch.generate --workdir=runs/text --load=runs/reader.snapshot
 
 The prompt comes from --prompt, --prompt_file or standard input, which is read to its end; with
---load a terminal is not asked, and --prompt= goes on without one. A byte-order mark and one newline
-at the end of a file or of standard input are not part of the prompt.
+--load a terminal is not asked, it may be closed, and --prompt= goes on without one. A byte-order
+mark and one newline at the end of a file or of standard input are not part of the prompt.
 
 What is written goes to standard output; to standard error a line that tells tokens, sleeps,
 milliseconds per token and the bytes of the state. Bytes that are not UTF-8 are written as U+FFFD,
@@ -18,6 +18,7 @@ A run on another task than text reads token ids, such as "3 1 4", and writes ids
 """
 
 import dataclasses
+import errno
 import os
 import pathlib
 import signal
@@ -107,24 +108,26 @@ def _write(session: Session, ids: np.ndarray, *, text: bool) -> int | None:
     stop, progress = _Stop(), _Progress(session)
     escaped = sys.stdout is not None and sys.stdout.isatty()
     try:
-        for start in range(0, len(ids), session.config.window):
-            session.feed(ids[start : start + session.config.window])
-            progress.show()
-            if stop.signal:
-                return stop.signal
-        for piece in _pieces(session, text):
-            if not tell(sys.stdout, printable(piece) if escaped else piece):
-                return signal.SIGPIPE
-            progress.show()
-            progress.count_from_here()
-            if stop.signal:
-                return stop.signal
+        try:
+            for start in range(0, len(ids), session.config.window):
+                session.feed(ids[start : start + session.config.window])
+                progress.show()
+                if stop.signal:
+                    return stop.signal
+            for piece in _pieces(session, text):
+                if not tell(sys.stdout, printable(piece) if escaped else piece):
+                    return signal.SIGPIPE
+                progress.show()
+                progress.count_from_here()
+                if stop.signal:
+                    return stop.signal
+        finally:
+            tell(sys.stdout, "\n")
     except SessionError as error:
         raise ConfigError(f"the model of {_WORKDIR.value}: {error}") from None
     except OSError as error:
         raise storage.StorageError(f"cannot write to standard output: {error.strerror}") from None
     finally:
-        tell(sys.stdout, "\n")
         progress.end()
     return None
 
@@ -170,11 +173,24 @@ def _prompt() -> str:
 
 
 def _standard_input(*, asked: bool) -> str:
-    if sys.stdin is None or (sys.stdin.isatty() and _LOAD.value and not asked):
+    may_lack = _LOAD.value and not asked
+    if may_lack and sys.stdin is not None and sys.stdin.isatty():
         return ""
     instead = "--prompt= goes on without" if _LOAD.value else "--prompt=... gives it at once"
     notice = f"waiting for the end of the prompt on standard input (Ctrl-D); {instead}"
-    content = prompts.read_to_end(sys.stdin.buffer, on_waiting=lambda: notify(sys.stderr, notice))
+    try:
+        if sys.stdin is None:  # closed when the program began
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        content = prompts.read_to_end(
+            sys.stdin.buffer, on_waiting=lambda: notify(sys.stderr, notice)
+        )
+    except OSError as error:
+        if may_lack and error.errno == errno.EBADF:
+            return ""
+        raise ConfigError(
+            f"standard input cannot be read ({error.strerror}); give the prompt with --prompt=... "
+            f"or --prompt_file=..."
+        ) from None
     return prompts.decode_file("standard input", content)
 
 

@@ -6,7 +6,7 @@ float are refused: a flag or a share in their place is a mistake.
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -69,12 +69,21 @@ def as_integers(name: str, values: Any):
         raise ValueError(
             f"{name} must be an array of integers; got nested lists of different lengths"
         ) from None
-    is_integer = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.kind != "m"  # a duration
+    dtype = array.dtype
+    if isinstance(values, list | tuple):  # of which NumPy makes one dtype, whatever they hold
+        elements = list(_flat(values))
+        if any(isinstance(x, bool | np.bool_) for x in elements):
+            dtype = np.dtype(bool)
+        elif elements and dtype.kind in "Of" and all(isinstance(x, int) for x in elements):
+            raise ValueError(
+                f"{name} must be integers of at most 64 bits; got {max(elements, key=abs)}"
+            )
+    is_integer = jnp.issubdtype(dtype, jnp.integer) and dtype.kind != "m"  # a duration
     if is_integer or not array.size:
         return array
     first = f", beginning with {array.flat[0]}" if isinstance(array, np.ndarray) else ""
     raise ValueError(
-        f"{name} must be integers; got {array.dtype} of shape {array.shape}{first}; convert them, "
+        f"{name} must be integers; got {dtype} of shape {array.shape}{first}; convert them, "
         f"for example by x.astype(np.int32)"
     )
 
@@ -98,6 +107,15 @@ def _index(value) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def _flat(values) -> Iterator[Any]:
+    """Yield the elements of nested lists."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _nearest(value) -> int | None:

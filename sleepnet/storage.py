@@ -28,6 +28,19 @@ class StorageError(RuntimeError):
     """Stored data that is damaged, foreign or cannot be written; the message says what to do."""
 
 
+def exists(path: str | os.PathLike) -> bool:
+    """Return whether there is a file or folder of this name.
+
+    Raises:
+      StorageError: it cannot be told: the name is too long, or a folder on the path may not be
+        entered.
+    """
+    try:
+        return pathlib.Path(path).exists()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be reached: {error.strerror}") from None
+
+
 def write_atomic(path: pathlib.Path, content: str | bytes):
     """Writes a file so that readers see the old content or the new one, never a part.
 
@@ -50,7 +63,7 @@ def prepare_file(path: str | os.PathLike):
 def _target(path: str | os.PathLike) -> pathlib.Path:
     """Through links, which stay."""
     path = pathlib.Path(path).resolve()
-    if path.exists() and not path.is_file():
+    if exists(path) and not path.is_file():
         raise StorageError(f"cannot write {path}: it is no regular file")
     return path
 
@@ -220,8 +233,13 @@ def _sum_lanes(words, index, axes: Iterable[int]) -> jax.Array:
     return jnp.stack(jax.lax.reduce(_lanes(words, index), zero, add, tuple(axes)), axis=-1)
 
 
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in the byte order of this machine, which the name of a dtype does not tell."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
 def _hash_array(array: np.ndarray) -> np.ndarray:
-    words = np.ascontiguousarray(array).reshape(-1).view(_WORDS[array.dtype.itemsize])
+    words = _native(array).reshape(-1).view(_WORDS[array.dtype.itemsize])
     total = np.zeros(LANES, np.uint32)
     for start in range(0, words.size, _BLOCK):
         block = words[start : start + _BLOCK].astype(np.uint32)
@@ -293,7 +311,7 @@ def write_arrays(path: pathlib.Path, record: dict[str, Any], arrays: dict[str, n
         name: {"dtype": array.dtype.name, "shape": array.shape} for name, array in arrays.items()
     }
     whole = {"record": record, "arrays": described, "digests": digests(arrays)}
-    data = [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    data = [_native(array).tobytes() for array in arrays.values()]
     write_atomic(path, b"".join([_line(seal(whole)), *data]))
 
 

@@ -2,7 +2,8 @@
 
 Python writes them as bare NaN and Infinity, which are not JSON, and other readers refuse the whole
 file. Here they are the strings "NaN", "Infinity" and "-Infinity", and `loads` returns them as
-numbers; other strings stay as they are.
+numbers, even if they were strings before; other strings stay as they are. `as_strings` makes
+strings of them again, for values such as a config, in which every number is finite.
 """
 
 import json
@@ -17,11 +18,13 @@ def dumps(value: Any, **options) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:  # only then is all of it gone through
-        return json.dumps(_as_strings(value), allow_nan=False, **options)
+        return json.dumps(as_strings(value), allow_nan=False, **options)
 
 
 def loads(text: str | bytes) -> Any:
     """Return the value that `dumps` was given; bare NaN and Infinity are read, too.
+
+    Keys stay strings.
 
     Raises:
       ValueError: the text is not JSON.
@@ -29,10 +32,20 @@ def loads(text: str | bytes) -> Any:
     return _as_numbers(json.loads(text))
 
 
-def _as_strings(value):
+def as_strings(value: Any) -> Any:
+    """Return the value with the names of its numbers that are not finite, also where they are keys.
+
+    Tuples become lists.
+    """
+    if isinstance(value, dict):
+        value = {_named(key): element for key, element in value.items()}
+    return _inside(_named(value), as_strings)
+
+
+def _named(value):
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return _inside(value, _as_strings)
+    return value
 
 
 def _as_numbers(value):

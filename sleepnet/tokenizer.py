@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from sleepnet.config import ConfigError
-from sleepnet.config.checks import choices
+from sleepnet.config.checks import choices, local_path
 from sleepnet.input_files import regular_status
 
 BYTES = "bytes"
 SPECIAL_TOKENS = ("text", "control")
+_AS_TEXT = ", special tokens as text"  # ends the identity
 CONTEXT = 3  # tokens on which the text of the next may depend: of four bytes, the first three
 
 _CUT = "\N{REPLACEMENT CHARACTER}"
@@ -145,6 +146,8 @@ class _FromFile(Tokenizer):
 
     def __init__(self, content: bytes, tokenizer: Any, special_tokens: str):
         self.identity = f"sha256 {hashlib.sha256(content).hexdigest()}"
+        if tokenizer.decoder is not None:
+            tokenizer.decoder = _without_panics(tokenizer.decoder)
         self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
         self._bytes = self._decoder is not None and self._decoder.decode(["<0x41>"]) == "A"
         tokenizer.no_truncation()  # a file may ask for these, and none is for a corpus
@@ -155,7 +158,7 @@ class _FromFile(Tokenizer):
         has_special = any(t.special for t in tokenizer.get_added_tokens_decoder().values())
         if special_tokens == "text" and has_special:
             tokenizer.encode_special_tokens = True  # "encode" here means: like any other text
-            self.identity += ", special tokens as text"
+            self.identity += _AS_TEXT
         # Ids may have holes, so that there are fewer of them than the largest tells.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
@@ -167,19 +170,22 @@ class _FromFile(Tokenizer):
         """See `Tokenizer.lost_bytes`.
 
         Decoders are often no exact inverse, so that they give other text is not enough to speak of
-        loss. Two things are: another text with the same tokens, which then lacks the characters
-        that are lost; and characters within no token, or within the token of unknown text.
+        loss. Two things are: another text with the same tokens, where the characters that it lacks
+        are lost, and at least one byte even if it lacks none; and characters within no token, or
+        within the token of unknown text. Tokens are written in two ways, always in the same order,
+        so that texts with the same tokens are compared with the same text.
         """
         ids = [each.tolist() for each in encoded]
         lost: dict[int, int] = {}
-        for write in (self._decode, self._join):
+        writers = (self._decode, self._join)
+        for write in writers if self._decoder is not None else reversed(writers):
             left = [i for i in range(len(ids)) if i not in lost and self._unknown not in ids[i]]
             others = dict(zip(left, write([ids[i] for i in left]), strict=True))
             lost |= {i: 0 for i, other in others.items() if _body(other) == _body(texts[i])}
             differ = [i for i in left if i not in lost]
             again = self.encode([others[i] for i in differ])
             lost |= {
-                i: _missing_bytes(texts[i], others[i])
+                i: max(1, _missing_bytes(texts[i], others[i]))  # others only add or move characters
                 for i, other_ids in zip(differ, again, strict=True)
                 if np.array_equal(other_ids, encoded[i])
             }
@@ -216,11 +222,39 @@ class _FromFile(Tokenizer):
         return self._decoder.decode(list(_without_invalid_bytes(names) if self._bytes else names))
 
 
+def special_tokens_of(identity: str, other: str) -> tuple[str, str] | None:
+    """Return the `special_tokens` of two identities that differ in nothing else; None: they do."""
+    if identity == other or identity.removesuffix(_AS_TEXT) != other.removesuffix(_AS_TEXT):
+        return None
+    return ("text", "control") if identity.endswith(_AS_TEXT) else ("control", "text")
+
+
 def _unknown_token(content: bytes, tokenizer: Any) -> int | None:
     """The id that stands for any text outside the vocabulary, if there is one."""
     model = json.loads(content)["model"]
     token = model.get("unk_token")
     return model.get("unk_id") if token is None else tokenizer.token_to_id(token)
+
+
+def _without_panics(decoder: Any) -> Any:
+    """Return the decoder with patterns in place of `Strip` where it strips the end of a token.
+
+    The package's panics if all of the token goes, or if there is none.
+    """
+
+    def mended(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] == "Sequence":
+            return part | {"decoders": [mended(each) for each in part["decoders"]]}
+        if part["type"] != "Strip" or not part["stop"]:
+            return part
+        character = rf"\x{{{ord(part['content']):x}}}"
+        start = rf"\A{character}{{1,{part['start']}}}|" if part["start"] else ""
+        pattern = rf"{start}{character}{{1,{part['stop']}}}\z"
+        return {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+
+    state = json.dumps(mended(json.loads(decoder.__getstate__())), allow_nan=False)
+    decoder.__setstate__(state.encode())
+    return decoder
 
 
 def _body(text: str) -> str:
@@ -252,19 +286,23 @@ def load_tokenizer(name: str, field: str = "tokenizer", special_tokens: str = "t
     """Bytes, or a JSON file of the `tokenizers` package.
 
     Args:
-      name: "bytes", or the path of the file.
+      name: "bytes", or the path of the file; it may begin with ~.
       field: which setting named it, for errors.
       special_tokens: what becomes of a special token that is written out in text, such as
         "<|endoftext|>": "text", the tokens of its characters; or "control", the special token. Text
         from others should not be able to write control tokens.
 
     Raises:
-      ConfigError: no such file, a damaged one, or the `tokenizers` package is missing.
+      ConfigError: no such file, a URL, a damaged file, or the `tokenizers` package is missing.
     """
     if special_tokens not in SPECIAL_TOKENS:
         raise ConfigError(choices("special_tokens", special_tokens, SPECIAL_TOKENS))
     if name == BYTES:
         return _BYTES
+    try:
+        name = local_path(str(name))
+    except ConfigError as error:
+        raise ConfigError(f"{field}={name!r}: {error}") from None
     try:
         regular_status(name)
         content = pathlib.Path(name).read_bytes()

@@ -259,7 +259,8 @@ ARRAYS = {
     ),
     "rollout": lambda of: rolled(of).consts,
     "Decoder": decoded,
-    "Mind": lambda of: np.array(snapshot(tokens=of(LENGTHS)).tokens),
+    "Snapshot": lambda of: np.array(snapshot(tokens=of(LENGTHS)).tokens),
+    "Snapshot.preceding": lambda of: np.array(snapshot(preceding=of(LENGTHS)).preceding),
 }  # fmt: skip
 DTYPES = {
     **{name: functools.partial(np.asarray, dtype=name)
@@ -273,6 +274,7 @@ NOT_DTYPES = {
     "bool": lambda x: x > 0,
     "JAX's float": lambda x: jnp.asarray(x, jnp.float32),
     "objects": lambda x: x.astype(object),
+    "list with a bool": lambda x: (x > 0).tolist()[:-1] + (x * 0).tolist()[-1:],
 }
 
 
@@ -308,6 +310,24 @@ def test_64_bits_change_nothing():
     assert_agree(found, expected)
     for state in (found[1], slept):
         jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), state, newborn())
+
+
+def test_a_session_of_64_bits_can_be_saved(tmp_path):
+    """Its logits are of 32 bits, after several tokens as after one."""
+    with jax.enable_x64(True):
+        one = sleepnet.Session(PARAMS, config=SMALL)
+        one.feed([1, 2, 3])
+        assert one.logits.dtype == np.float32
+        assert one.score([1, 2]).dtype == np.float32
+        one.save(tmp_path / "one")
+        again = sleepnet.Session.load(tmp_path / "one", PARAMS)
+        assert_identical(again.logits, one.logits)
+
+
+@pytest.mark.parametrize("values", [[2**70], [2**63, -1]])
+def test_integers_of_more_than_64_bits_are_named(values):
+    with pytest.raises(ValueError, match=f"at most 64 bits; got {values[0]}"):
+        session().fork().feed(values)
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ PINNED = {path.stem.split("-")[1]: path for path in (ROOT / ".ci").glob("constra
 SUPPORTED = sorted(PINNED)
 
 
-def make(target, python):
+def make(target, python=None, venv="none/venv"):
     """Return what `make` would run, also where `make` runs these tests."""
-    passed_on = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    passed_on = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON")
     environ = {name: value for name, value in os.environ.items() if name not in passed_on}
+    given = [] if python is None else [f"PYTHON={python}"]
     return waiting.run(
-        "make", "--dry-run", target, f"PYTHON={python}", "VENV=none/venv", "TPU=none/tpu",
-        "PEERS=none/peers", env=environ,
+        "make", "--dry-run", target, *given, f"VENV={venv}", "TPU=none/tpu", "PEERS=none/peers",
+        env=environ,
     )  # fmt: skip
 
 
@@ -53,6 +54,20 @@ def test_each_python_takes_its_own_pinned_versions(python, version):
     done = make("environment", python(version))
     assert done.returncode == 0, done.stderr
     assert f"--constraint .ci/constraints-{version}.txt" in done.stdout
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_the_python_of_an_environment_that_is_there_stays_its_own(python, version, tmp_path):
+    """Unless another is given: no Python is needed that did not make it."""
+    made_by, other = python(version), python(SUPPORTED[0])
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").symlink_to(made_by)
+    for given, taken in ((None, made_by), (other, other)):
+        done = make("environment", given, venv=tmp_path / "venv")
+        assert done.returncode == 0, done.stderr
+        assert f"{taken} -m venv {tmp_path / 'venv'}\n" in done.stdout
+        number = taken.name.removeprefix("python")
+        assert f"--constraint .ci/constraints-{number}.txt" in done.stdout
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "test-tpu", "peers"])

@@ -361,6 +361,7 @@ MISFITS = {
         r"targets_BWL must be integers; got float64",
     ),
     "mask of another kind": (dict(mask_BWL=SCORED * 1), r"mask_BWL must be bool; got int64"),
+    "reset of another kind": (dict(reset_BW=[[0.5, 1.0]]), r"reset_BW must be bool; got float64"),
     "padding scored": (
         dict(length_BW=np.array([[6, 4]])),
         r"mask_BWL scores place 4 of window 1 in row 0, which holds 4 tokens",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import minds
 import numpy as np
 import pytest
+import tokenizers
 from agreement import assert_identical
 from disks import full_disk
 from minds import HARD, TINY
@@ -17,7 +18,7 @@ import sleepnet
 from sleepnet import FixedPasses, Sampling, Session, UntilStill, WithinSeconds, storage
 from sleepnet.inference import snapshot as snapshots
 from sleepnet.storage import StorageError
-from sleepnet.tokenizer import CONTEXT
+from sleepnet.tokenizer import CONTEXT, load_tokenizer
 
 
 def load(path, params_of=CONFIG, **options) -> Session:
@@ -193,6 +194,19 @@ def test_a_mind_of_another_model_is_refused_by_name(tmp_path):
             minds.params(CONFIG), untold.snapshot,
             config=CONFIG, tokenizer=str(tmp_path / "others.json"),
         )  # fmt: skip
+
+
+def test_the_way_special_tokens_were_read_is_named(tmp_path):
+    """Where nothing else differs: the tokenizer is the right file."""
+    name = str(tmp_path / "words.json")
+    words = tokenizers.Tokenizer.from_file(write_words(name))
+    words.add_special_tokens(["<|end|>"])
+    words.save(name)
+    by_choice = {how: load_tokenizer(name, special_tokens=how) for how in ("text", "control")}
+    for was, now in (("text", "control"), ("control", "text")):
+        session(tokenizer=by_choice[was]).save(tmp_path / "mind")
+        with pytest.raises(StorageError, match=f"{now!r}; load it with special_tokens={was}$"):
+            load(tmp_path / "mind", tokenizer=by_choice[now])
 
 
 def test_a_mind_whose_parts_do_not_belong_together_is_refused(tmp_path):

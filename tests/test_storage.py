@@ -1,6 +1,7 @@
 """A digest tells any change of an array, and nothing else: not where or how it is held. And a
 disk that takes nothing is named, and loses nothing."""
 
+import errno
 import os
 import pathlib
 
@@ -12,7 +13,14 @@ import pytest
 from disks import full_disk
 from jax.sharding import NamedSharding, PartitionSpec
 
+from launch.sweep import book, space
 from sleepnet import storage
+from sleepnet.config import ModelConfig
+from sleepnet.evaluation import record
+from sleepnet.evaluation.forgetting import forgetting_of_run
+from sleepnet.experiment import ExperimentConfig
+from sleepnet.tasks import DepoConfig
+from sleepnet.training.workdir import load_config
 
 SHAPES = [(), (1,), (0,), (0, 4), (24,), (8, 3), (2, 8, 5)]
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.int32, np.uint32, np.int8, np.bool_]
@@ -94,6 +102,18 @@ def test_a_digest_of_64_bits_is_one_on_numpy_and_on_jax(dtype):
 def test_an_array_without_a_digest_is_named(array):
     with pytest.raises(storage.StorageError, match=r"array \['x'\] of dtype .* allowed are bool"):
         storage.digests({"fine": np.zeros(2), "x": array})
+
+
+@pytest.mark.parametrize("dtype", [">i8", ">f4", ">u2"])
+def test_the_byte_order_of_an_array_does_not_matter(dtype, tmp_path):
+    """Neither to its digest nor to what is read back."""
+    swapped = np.arange(6).reshape(2, 3).astype(dtype)
+    native = swapped.astype(swapped.dtype.newbyteorder("="))
+    assert storage.digests(swapped) == storage.digests(native)
+    storage.write_arrays(tmp_path / "arrays", {}, {"x": swapped, "of nothing": swapped[:0]})
+    found = storage.read_arrays(tmp_path / "arrays")[1]
+    np.testing.assert_array_equal(found["x"], native)
+    assert found["x"].dtype == native.dtype and found["of nothing"].shape == (0, 3)
 
 
 @pytest.mark.parametrize("spec", [(), ("b", "a"), (("a", "b"),), (None, "b")], ids=str)
@@ -193,6 +213,28 @@ def test_only_regular_files_are_replaced_and_links_stay(tmp_path):
         with pytest.raises(storage.StorageError, match="is no regular file"):
             storage.write_atomic(what, "new")
     assert pipe.is_fifo()
+
+
+def test_a_path_that_cannot_be_reached_is_told(tmp_path, monkeypatch):
+    """A name that is too long; or a folder that may not be entered, which stops no root."""
+    config = ExperimentConfig(model=ModelConfig(vocab_size=20, window=8), task=DepoConfig())
+    path = tmp_path / ("x" * 300)
+    assert not storage.exists(tmp_path / "x") and storage.exists(tmp_path)
+    for act in (
+        storage.exists, storage.prepare_file, lambda path: storage.write_json(path, {}),
+        load_config, lambda path: record.load(path, config),
+        lambda path: forgetting_of_run(path, {}, config, 1, ()),
+        lambda path: book.is_done(space.Run("", {}, config), path),
+    ):  # fmt: skip
+        with pytest.raises(storage.StorageError, match=f"{path}.* cannot be reached: File name "):
+            act(path)
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "stat", refused)
+    with pytest.raises(storage.StorageError, match="cannot be reached: Permission denied"):
+        load_config(tmp_path)
 
 
 def test_a_folder_on_a_full_disk_is_told_before_it_is_used(tmp_path):

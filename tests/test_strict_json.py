@@ -48,6 +48,19 @@ def test_numbers_that_are_not_finite_are_written_by_name(name):
     assert strict_json.loads('["nan", "Infinity War"]') == ["nan", "Infinity War"]
 
 
+def test_keys_that_are_not_finite_are_written_by_name():
+    """As Python writes other numbers that are keys; they are strings when read."""
+    text = strict_json.dumps({math.nan: 1, "rows": [{-math.inf: math.inf, 0.5: None}]})
+    assert strictly(text) == {"NaN": 1, "rows": [{"-Infinity": "Infinity", "0.5": None}]}
+    assert strict_json.loads(text) == {"NaN": 1, "rows": [{"-Infinity": math.inf, "0.5": None}]}
+
+
+def test_names_of_numbers_may_be_had_as_strings():
+    """Where every number is finite."""
+    value = {"names": ["NaN", "Infinity"], "loss": 0.5, "-Infinity": "-Infinity"}
+    assert strict_json.as_strings(strict_json.loads(strict_json.dumps(value))) == value
+
+
 def test_finite_values_are_written_as_ever():
     """So that the seals of files that were written before still hold."""
     value = {"b": [1, 2.5], "a": {"c": "é"}}

@@ -27,11 +27,14 @@ def byte_level_names() -> list[str]:
 LLAMA = [
     decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
 ]  # fmt: skip
+STRIPPED = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 1)])
 # Names of the vocabulary, and how they are decoded.
 KINDS = {
     "byte level": ([*byte_level_names(), "aÃ", "Ġâ", "ĤŃ", "</s>"], decoders.ByteLevel()),
     "byte fallback": (BYTES + WORDS, decoders.Sequence(LLAMA)),
     "names of bytes": (BYTES + WORDS, decoders.Fuse()),
+    "stripped": ([" ", "a", "  ", "b  ", "é", "�"], STRIPPED),
+    "stripped one by one": (["]", "a", "]]", "]b]", "é"], decoders.Strip("]", 1, 1)),
     "metaspace": (WORDS, decoders.Metaspace()),
     "word pieces": (WORDS, decoders.WordPiece()),
     "suffixes": (WORDS, decoders.BPEDecoder()),

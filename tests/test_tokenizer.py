@@ -95,8 +95,9 @@ def word_piece():
 
 
 SPLIT = {"pre_tokenizer": pre_tokenizers.Whitespace()}
+COMMAS = SPLIT | {"decoder": decoders.WordPiece()}
 # What is lost of a text, counted by hand: a dropped or unknown character whole, one that was
-# changed as it stood before.
+# changed as it stood before; one byte if the tokens are those of another text that lacks none.
 LOSSES = {
     "dropped": (characters("ab"), {}, "aé" * 1000, 2000),
     "dropped beside spaces": (characters("ab "), {}, "aé b", 2),
@@ -111,6 +112,10 @@ LOSSES = {
     "small letters": (*word_piece(), "Hellos, World", 2),
     "pieces of words": (*word_piece(), "hellos, world", 0),
     "composed": (characters("éa"), {"normalizer": normalizers.NFC()}, "ae\u0301", 3),
+    "space added": (models.WordPiece(words("a", ",", "b")), COMMAS, "a,b", 1),
+    "space kept": (models.WordPiece(words("a", ",", "b")), COMMAS, "a, b", 0),
+    "moved": (characters("ab"), {"normalizer": normalizers.Replace("ba", "ab")}, "ba", 1),
+    "not moved": (characters("ab"), {"normalizer": normalizers.Replace("ba", "ab")}, "ab", 0),
     "already composed": (characters("éa"), {"normalizer": normalizers.NFC()}, "aé", 0),
 }
 
@@ -134,6 +139,19 @@ def test_tokens_of_bytes_lose_nothing(tmp_path, decoder, prefix):
 
 def test_bytes_lose_nothing():
     assert lost(load_tokenizer("bytes"), TEXT, "\0") == [0, 0]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 1), (1, 3), (0, 9)])
+def test_a_decoder_may_strip_all_of_a_text(tmp_path, start, stop):
+    """Also of no tokens, as at the start of a stream and of an empty document."""
+    strip = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", start, stop)])
+    tokenizer = saved(tmp_path, characters("a "), decoder=strip)
+    for text in ("", " ", "  ", "    ", " a ", "  a    ", "a", " a a "):
+        (ids,) = tokenizer.encode([text])
+        left = text[:start].lstrip(" ") + text[start:]
+        kept = left[:-stop] + left[-stop:].rstrip(" ")
+        assert tokenizer.decode(ids.tolist()) == kept
+        assert lost(tokenizer, text) == [0]  # the tokens have what is stripped
 
 
 @pytest.fixture
@@ -189,3 +207,11 @@ def test_a_tokenizer_that_is_no_regular_file_is_named(tmp_path, make):
     make(tmp_path / "tokenizer.json")
     with pytest.raises(ConfigError, match=r"tokenizer\.json' cannot be read \(it is a "):
         load_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
+def test_a_tokenizer_may_lie_in_the_home_and_not_behind_a_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_tokenizer(tmp_path / "tokenizer.json")
+    assert load_tokenizer("~/tokenizer.json") is load_tokenizer(path)
+    with pytest.raises(ConfigError, match=r"^tokenizer='gs://b/x\.json': a URL is not a path"):
+        load_tokenizer("gs://b/x.json")

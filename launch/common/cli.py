@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import glob
 import io
 import itertools
+import os
 import pathlib
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
@@ -21,6 +24,7 @@ from sleepnet.config import ConfigError, ModelConfig
 from sleepnet.config.checks import local_path, nearest
 from sleepnet.config.model import check_trainable
 from sleepnet.experiment import ExperimentConfig, field_paths, fields_at, from_dict
+from sleepnet.input_files import regular_status
 from sleepnet.storage import StorageError
 from sleepnet.tasks import TaskConfig
 
@@ -283,30 +287,54 @@ def with_config_path(argv: Sequence[str]) -> list[str]:
 
 
 def _config_path(given: str) -> str:
-    """Expand ~ in PATH or PATH:ARGUMENT; raises ConfigError where there is no such file."""
+    """Expand ~ in PATH or PATH:ARGUMENT; raises ConfigError for a file that cannot be read."""
     try:
         given = local_path(given)
     except ConfigError as error:
         raise ConfigError(f"--config={given}: {error}") from None
     path = pathlib.Path(given.split(":")[0])
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        files = [p for p in folder.glob("*.py") if b"def get_config" in p.read_bytes()]
-        known = sorted(map(str, files)) or ["experiments/depo_small.py"]
+    try:
+        _read(path)
+    except OSError as error:
+        folder = path if os.path.isdir(path) else path.parent
+        files = [folder / name for name in glob.glob("*.py", root_dir=folder)]
+        known = sorted(map(str, filter(_is_experiment, files))) or ["experiments/depo_small.py"]
         raise ConfigError(
-            f"--config={path} is no file; there are: {', '.join(known)}; "
+            f"--config={path} cannot be read ({error.strerror}); there are: {', '.join(known)}; "
             f"the nearest is {nearest(path, known)}"
-        )
+        ) from None
     return given
 
 
+def _is_experiment(path: pathlib.Path) -> bool:
+    """Whether it is a file that can be read and defines a config."""
+    try:
+        return b"def get_config" in _read(path)
+    except OSError:
+        return False
+
+
+def _read(path: pathlib.Path) -> bytes:
+    """Read a regular file; raises OSError for anything else."""
+    regular_status(path)
+    return path.read_bytes()
+
+
 def _explain(argv, error) -> str:
-    """Which override failed, with the nearest field that exists."""
-    paths = [f"config.{path}" for path in field_paths()]
+    """Which override failed, with the nearest field that the experiment has."""
+    paths = [f"config.{path}" for path in _fields_of_experiment(argv) or field_paths()]
     for argument in argv[1:]:
         name = argument.lstrip("-").split("=")[0]
         if name.startswith("config.") and name not in paths:
             return f"--{name}: no such field; the nearest is --{nearest(name, paths)}"
-    if isinstance(error, KeyError):
-        return f"the task of this experiment has no field {error}"
-    return str(error)
+    return f"--config: {error!r}" if isinstance(error, KeyError) else str(error)
+
+
+def _fields_of_experiment(argv) -> list[str]:
+    """Return each "section.field" in the file of --config; none where it cannot be loaded."""
+    try:
+        path = dict(flags_in(argv))["config"] or ""
+        values: Any = flags.FLAGS["config"].parser.parse(path)
+        return [f"{section}.{field}" for section in values for field in values[section]]
+    except Exception:  # of code that is not ours: it has no --config, or the file raises
+        return []

@@ -36,7 +36,11 @@ def decode_file(source: str, content: bytes) -> str:
 
 
 def read_to_end(stream: BinaryIO, *, on_waiting: Callable[[], object]) -> bytes:
-    """Read all of a stream; `on_waiting` is called once if its end is long in coming."""
+    """Read all of a stream; `on_waiting` is called once if its end is long in coming.
+
+    Raises:
+      OSError: it cannot be read; EBADF if it was opened for writing alone.
+    """
     timer = threading.Timer(_PATIENCE, on_waiting)
     timer.daemon = True
     timer.start()

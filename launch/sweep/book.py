@@ -34,7 +34,7 @@ class Row:
 
 def is_done(run: Run, workdir: pathlib.Path) -> bool:
     """Whether the workdir holds this very run, trained and saved to its last step."""
-    if not (workdir / CONFIG).exists():
+    if not storage.exists(workdir / CONFIG):
         return False
     if any(differences(load_config(workdir).to_dict(), run.config.to_dict())):
         return False

@@ -157,6 +157,11 @@ def choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = No
     return f"{name}: {reason}; allowed: {listed}; the nearest is {nearest(value, allowed)!r}"
 
 
+# One slash is what pathlib leaves; of other names it may be a file and its argument, or a host. One
+# letter is a Windows drive.
+_URL = re.compile(r"([a-z][a-z0-9+.-]+(?=://)|gs|gcs|s3|file):/+", re.IGNORECASE)
+
+
 def local_path(given: str) -> str:
     """Expand ~ and ~user, and refuse what no file of this machine can be called.
 
@@ -169,7 +174,7 @@ def local_path(given: str) -> str:
     """
     if not given:
         raise ConfigError("the path is empty; leave it out, or name a file or folder")
-    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", given):  # one letter is a Windows drive
+    if match := _URL.match(given):
         raise ConfigError(_no_url(match[1].lower(), given[match.end() :]))
     if not given.startswith("~"):
         return given

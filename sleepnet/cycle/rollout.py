@@ -75,8 +75,9 @@ def rollout(
     tokens_BWL = as_integers("tokens_BWL", tokens_BWL)
     length_BW = None if length_BW is None else as_integers("length_BW", length_BW)
     targets_BWL = None if targets_BWL is None else as_integers("targets_BWL", targets_BWL)
-    if mask_BWL is not None and not hasattr(mask_BWL, "dtype"):
-        mask_BWL = np.asarray(mask_BWL)
+    mask_BWL, reset_BW = (
+        x if x is None or hasattr(x, "dtype") else np.asarray(x) for x in (mask_BWL, reset_BW)
+    )
     B, W, L = _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config)
     if window_passes is None:
         window_passes = (config.passes,) * (W - 1) + (1,)
@@ -165,8 +166,9 @@ def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config
         raise ValueError(f"tokens must have shape (B, W, 1..{config.window}); got {shape}")
     if (targets_BWL is None) != (mask_BWL is None):
         raise ValueError("targets_BWL and mask_BWL are given together, or neither")
-    if mask_BWL is not None and mask_BWL.dtype != bool:
-        raise ValueError(f"mask_BWL must be bool; got {mask_BWL.dtype}")
+    for name, x in (("mask_BWL", mask_BWL), ("reset_BW", reset_BW)):
+        if x is not None and x.dtype != bool:
+            raise ValueError(f"{name} must be bool; got {x.dtype}")
     B, W, L = shape
     for name, x, shape in (
         ("length_BW", length_BW, (B, W)),

@@ -69,7 +69,7 @@ def forgetting_of_run(
     path = pathlib.Path(workdir) / FILE
     request = {"step": step, "examples": config.evaluation.examples}
     stored = {**request, "measured": record.identity(params, config), "results": {}}
-    if path.exists() and not again:
+    if not again and storage.exists(path):
         found = storage.read_json(path)
         same = found.items() >= request.items() and "measured" in found
         if same and record.is_of(found["measured"], params, config):

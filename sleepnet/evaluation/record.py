@@ -17,7 +17,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
-from sleepnet import storage, tasks
+from sleepnet import storage, strict_json, tasks
 from sleepnet.config import ConfigError
 from sleepnet.evaluation.accuracy import evaluate
 from sleepnet.evaluation.latency import Timing, sleep_latency, wake_latency
@@ -109,7 +109,7 @@ def load(workdir: pathlib.Path, config: ExperimentConfig) -> dict:
     """
     path = pathlib.Path(workdir) / FILE
     command = f"python -m launch.evaluate --workdir={workdir}"
-    if not path.exists():
+    if not storage.exists(path):
         raise storage.StorageError(f"{workdir} has no {FILE}: run {command}")
     record = storage.read_json(path)
     version = record.get("version") if isinstance(record, dict) else None
@@ -156,7 +156,8 @@ def is_of(measured: dict, params, config: ExperimentConfig) -> bool:
 def _other_run(measured: dict, config: ExperimentConfig) -> str | None:
     """What tells the run of a stored `identity` from this one; None: nothing."""
     try:
-        stored = from_dict(measured["config"])  # with the defaults of fields that were added since
+        stored = strict_json.as_strings(measured["config"])
+        stored = from_dict(stored)  # with the defaults of fields that were added since
     except ConfigError as error:
         return str(error)
     found = differences(stored.to_dict(), config.to_dict())

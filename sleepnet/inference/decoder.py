@@ -276,7 +276,7 @@ class Decoder:
         tokens_BT = np.pad(tokens_BT, ((0, 0), (0, padding)))
         known_BY = minds.logits_BY
         if known_BY is None:
-            known_BY = jnp.zeros((len(length_B), self._config.vocab_size))
+            known_BY = jnp.zeros((len(length_B), self._config.vocab_size), jnp.float32)
         given, logits_BY, window = read(
             self._params.stacked, minds.past, minds.window, tokens_BT, length_B, known_BY,
             config=self._config, logits=logits,

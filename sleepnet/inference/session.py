@@ -428,7 +428,8 @@ class Session:
     def _score_piece(self, ids: np.ndarray) -> np.ndarray:
         logits_BY = self._decoder.logits_BY
         # On the device NaN would end a program that runs under JAX_DEBUG_NANS.
-        expected_BY = jnp.zeros((1, self.config.vocab_size)) if logits_BY is None else logits_BY
+        unknown_BY = jnp.zeros((1, self.config.vocab_size), jnp.float32)
+        expected_BY = unknown_BY if logits_BY is None else logits_BY
         if len(ids) == 1:
             self._decoder.wake(ids)
             nll_T = np.array(_nll(expected_BY, ids))

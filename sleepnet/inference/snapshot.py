@@ -16,7 +16,7 @@ from sleepnet.cycle.wake import check_vocabulary
 from sleepnet.inference.sampling import Sampling
 from sleepnet.integers import as_integer, as_integers
 from sleepnet.storage import StorageError
-from sleepnet.tokenizer import CONTEXT
+from sleepnet.tokenizer import CONTEXT, special_tokens_of
 from sleepnet.types import WakeState
 
 FORMAT = 1
@@ -53,7 +53,9 @@ class Snapshot:
 
     def __post_init__(self):
         """Stores integers of any type as Python's, which a file can hold."""
-        object.__setattr__(self, "tokens", tuple(as_integers("tokens", self.tokens).tolist()))
+        for name in ("tokens", "preceding"):
+            ids = tuple(as_integers(name, getattr(self, name)).tolist())
+            object.__setattr__(self, name, ids)
         for name in ("position", "sleeps"):
             object.__setattr__(self, name, as_integer(name, getattr(self, name), 0))
 
@@ -77,7 +79,12 @@ class Snapshot:
                     f"{name} must have shape ({config.vocab_size},); got {np.shape(logits_Y)}"
                 )
         self._check_life(config)
-        if None not in (tokenizer, self.tokenizer) and tokenizer != self.tokenizer:
+        if tokenizer is not None and self.tokenizer not in (None, tokenizer):
+            if apart := special_tokens_of(self.tokenizer, tokenizer):
+                raise ValueError(
+                    f"the mind was read with special_tokens={apart[0]!r}, and this tokenizer has "
+                    f"{apart[1]!r}; load it with special_tokens={apart[0]}"
+                )
             raise ValueError(
                 f"the snapshot was read with the tokenizer {self.tokenizer}, and this one is "
                 f"{tokenizer}"

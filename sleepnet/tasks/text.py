@@ -15,7 +15,13 @@ from sleepnet.tasks.corpus import Corpus, check_held_out, open_corpus
 from sleepnet.tasks.layout import Example
 from sleepnet.tasks.packing import Packing, Piece
 from sleepnet.tasks.splits import SPLITS, as_index, check_split
-from sleepnet.tokenizer import BYTES, SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from sleepnet.tokenizer import (
+    BYTES,
+    SPECIAL_TOKENS,
+    Tokenizer,
+    load_tokenizer,
+    special_tokens_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,11 @@ def task_tokenizer(config: TextConfig) -> Tokenizer:
     """
     known = load_tokenizer(config.tokenizer, "task.tokenizer", config.special_tokens)
     if config.fingerprints and known.identity != (before := contents(config.fingerprints)[0]):
+        if apart := special_tokens_of(before, known.identity):
+            raise ConfigError(
+                f"task.special_tokens={apart[1]!r}, and this run was made with {apart[0]!r}; set "
+                f"task.special_tokens={apart[0]}, or begin another run"
+            )
         raise ConfigError(
             f"task.tokenizer: {config.tokenizer} is {known.identity}, and this run was made with "
             f"{before}; name that one, or begin another run"

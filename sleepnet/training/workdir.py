@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from sleepnet import storage
+from sleepnet import storage, strict_json
 from sleepnet.experiment import ExperimentConfig, from_dict
 from sleepnet.nn.model import init_params
 from sleepnet.tasks.text import contents
+from sleepnet.tokenizer import special_tokens_of
 from sleepnet.training import run_io, throughput
 from sleepnet.training.checkpoint import Checkpoints
 
@@ -74,12 +75,13 @@ def claim_workdir(config: ExperimentConfig, workdir: pathlib.Path):
     """Writes config.json into a new workdir, or raises StorageError if it holds another run."""
     workdir = pathlib.Path(workdir)
     storage.prepare_folder(workdir)
-    if (workdir / CONFIG).exists():
+    if storage.exists(workdir / CONFIG):
         stored = load_config(workdir).to_dict()
         for path, was, now in differences(stored, config.to_dict()):
+            back = "put its files back" if path == ".".join(_FINGERPRINTS) else f"set {path} back"
             raise storage.StorageError(
                 f"{workdir} holds a run with {path}={was!r}, and this one has {now!r}: "
-                f"take another --workdir, or set {path} back"
+                f"take another --workdir, or {back}"
             )
     elif left := _left_behind(workdir):
         raise storage.StorageError(
@@ -93,19 +95,23 @@ def _left_behind(workdir: pathlib.Path) -> str | None:
     """What a run has left here that another would go on with."""
     if Checkpoints.exist(workdir):
         return "checkpoints"
-    return next((name for name in _TAKEN_OVER if (workdir / name).exists()), None)
+    return next((name for name in _TAKEN_OVER if storage.exists(workdir / name)), None)
 
 
 def load_config(workdir: pathlib.Path) -> ExperimentConfig:
-    """The config with which a workdir was trained."""
+    """Return the config with which a workdir was trained.
+
+    Raises:
+      StorageError: it has none, or none that can be read.
+    """
     path = pathlib.Path(workdir) / CONFIG
-    if not path.exists():
+    if not storage.exists(path):
         raise storage.StorageError(f"{workdir} is no workdir of a run: it has no {CONFIG}")
     values = storage.read_json(path)
     task = values.get("task") if isinstance(values, dict) else None
     if isinstance(task, dict) and task.get("name") == "text":
         task.setdefault("special_tokens", "control")  # what was done before there was a choice
-    return from_dict(values)
+    return from_dict(strict_json.as_strings(values))  # a text_field may be called NaN
 
 
 def load_params(workdir: pathlib.Path, step: int | None = None) -> tuple[Any, int]:
@@ -139,7 +145,10 @@ def differences(stored: dict, wanted: dict) -> Iterator[tuple[str, Any, Any]]:
                 was, now = _other_content(was, now)
             if was != now and (section, field) not in FREE_FIELDS:
                 was, now = _apart(was, now)
-                yield f"{section}.{field}", was, now
+                if (section, field) == _FINGERPRINTS and (apart := _special_tokens(was, now)):
+                    yield "task.special_tokens", *apart
+                else:
+                    yield f"{section}.{field}", was, now
 
 
 def _other_content(was, now):
@@ -148,6 +157,13 @@ def _other_content(was, now):
         return was, now
     pairs = [(a, b) for a, b in zip(was, now, strict=True) if contents([a]) != contents([b])]
     return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
+
+
+def _special_tokens(was, now) -> tuple[str, str] | None:
+    """How two fingerprints say that special tokens are read, if that is all that differs."""
+    if not (isinstance(was, str) and isinstance(now, str)):
+        return None
+    return special_tokens_of(*contents([was, now]))
 
 
 def _apart(was, now):

@@ -3,6 +3,7 @@ named in one line."""
 
 import ast
 import dataclasses
+import errno
 import os
 import pathlib
 import pwd
@@ -207,6 +208,14 @@ def test_none_may_stand_in_a_file(monkeypatch, tmp_path):
         parsed(monkeypatch, f"--config={path}", "--config.model.head_dim=four")
 
 
+@pytest.mark.parametrize("value", ["3", "None"])
+def test_a_field_of_another_task_is_refused_with_the_nearest_that_is_there(monkeypatch, value):
+    file = f"--config={ROOT / 'experiments' / 'depo_small.py'}"
+    told = r"^--config\.task\.page: no such field; the nearest is --config\.task\.name$"
+    with pytest.raises(ConfigError, match=told):
+        parsed(monkeypatch, file, "--config.model.passes=2", f"--config.task.page={value}")
+
+
 # Paths.
 
 # Flags and fields of text that name no file or folder; all others do.
@@ -267,7 +276,10 @@ def test_a_home_is_expanded_and_one_that_is_unknown_is_told(monkeypatch):
     assert local_path("~") == "/home/me" and local_path("~/run") == "/home/me/run"
     user = pwd.getpwuid(os.getuid())
     assert local_path(f"~{user.pw_name}/run") == f"{user.pw_dir}/run"
-    for path in ("run", "/data/run", "runs/~/x", "./~", "data/*.jsonl", "x=a:b", "C:/run", "bytes"):
+    for path in (
+        "run", "/data/run", "runs/~/x", "./~", "data/*.jsonl", "x=a:b", "C:/run", "bytes",
+        "depo.py:/data/x", "host:/x",
+    ):  # fmt: skip
         assert local_path(path) == path
     with pytest.raises(ConfigError, match="there is no user 'no-such-user' here; give the path"):
         local_path("~no-such-user/run")
@@ -310,6 +322,44 @@ def test_a_config_file_in_the_home_is_found(tmp_path, monkeypatch):
         assert cli.with_config_path(["program", *given]) == ["program", *expected]
     with pytest.raises(ConfigError, match=r"--config=gs://b/x.py: a URL is not a path"):
         cli.with_config_path(["program", "--config=gs://b/x.py"])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mine.py", "No such file or directory"),
+        ("x" * 300 + ".py", "File name too long"),
+        ("x" * 300 + "/mine.py", "File name too long"),
+        ("folder.py", "it is a folder"),
+        ("pipe.py", "it is a pipe"),
+        ("locked.py", "Permission denied"),
+    ],
+)
+def test_a_config_file_that_cannot_be_read_is_told_with_those_that_can(
+    tmp_path, monkeypatch, name, reason
+):
+    """Whatever else ends in .py beside it."""
+    for file in ("theirs.py", "locked.py"):
+        (tmp_path / file).write_text("def get_config(): ...")
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "dangling.py").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.py")
+    read = pathlib.Path.read_bytes  # which takes no mode for root
+
+    def refused(path):
+        if path.name == "locked.py":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refused)
+    beside = name != "folder.py" and "/" not in name  # a folder is looked into
+    known = tmp_path / "theirs.py" if beside else "experiments/depo_small.py"
+    with pytest.raises(ConfigError) as error:
+        cli.with_config_path(["program", f"--config={tmp_path / name}"])
+    assert str(error.value) == (
+        f"--config={tmp_path / name} cannot be read ({reason}); there are: {known}; "
+        f"the nearest is {known}"
+    )
 
 
 # Fields of the config.

@@ -221,12 +221,15 @@ def test_what_is_wrong_is_told_in_a_line(of_text, of_numbers, tmp_path):
         assert complaint in told.splitlines()[-1]
 
 
-def test_what_cannot_be_written_is_told_and_the_mind_is_kept(of_numbers, tmp_path):
+@pytest.mark.parametrize("tokens", [200, 0], ids=["the first token", "the last newline"])
+def test_what_cannot_be_written_is_told_and_the_mind_is_kept(of_numbers, tmp_path, tokens):
+    """In a line, after the one that says how far it came."""
     with open("/dev/full", "w") as full:
-        flags = ("--prompt=3 1 4", f"--save={tmp_path / 'mind'}")
+        flags = ("--prompt=3 1 4", f"--save={tmp_path / 'mind'}", f"--max_tokens={tokens}")
         done = waiting.run(*command(of_numbers, *flags), stdout=full)
     assert done.returncode == 2
-    assert "error: cannot write to standard output: No space left" in done.stderr
+    line, complaint = done.stderr.splitlines()
+    assert LINE.fullmatch(line) and complaint.startswith("error: cannot write to standard output: ")
     assert Session.load(tmp_path / "mind", load_params(of_numbers)[0]).position >= 3
 
 
@@ -236,6 +239,26 @@ def test_streams_that_are_closed_are_no_failure_of_the_program(of_numbers):
     for closed, code in (("2>&-", 0), (">&-", 128 + signal.SIGPIPE), ("<&-", 0)):
         done = waiting.run("sh", "-c", f"exec {written} {closed}")
         assert done.returncode == code and "Traceback" not in done.stderr, (closed, done)
+
+
+@pytest.mark.parametrize("stdin", ["<&-", "0>/dev/null"], ids=["closed", "not to be read"])
+def test_standard_input_that_cannot_be_read_is_an_empty_prompt_or_told(of_numbers, tmp_path, stdin):
+    """`nohup` opens it for writing alone. A mind that is loaded needs no prompt."""
+    one = session_of(of_numbers)
+    one.feed([3, 1, 4])
+    one.save(tmp_path / "mind")
+    for flags, code in (
+        ("", 2),
+        (f"--load={tmp_path / 'mind'} --prompt_file=-", 2),
+        (f"--load={tmp_path / 'mind'} --max_tokens=0", 0),
+    ):
+        written = f"exec {shlex.join(command(of_numbers))} {flags} {stdin}"
+        done = waiting.run("sh", "-c", written)
+        assert done.returncode == code and done.stderr.count("\n") == 1, done
+        if code:
+            assert re.match("error: standard input cannot be read .* --prompt=", done.stderr)
+        else:
+            assert LINE.fullmatch(done.stderr.strip())[2] == "3"
 
 
 def terminal(rows: int, columns: int) -> tuple[waiting.Reader, int]:

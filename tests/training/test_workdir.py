@@ -9,8 +9,9 @@ import corpora
 import numpy as np
 import pytest
 
-from sleepnet import tasks
+from sleepnet import storage, tasks
 from sleepnet.config import ConfigError, ModelConfig
+from sleepnet.evaluation import record
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.storage import StorageError
 from sleepnet.tasks.text import task_tokenizer
@@ -62,6 +63,22 @@ def test_a_run_finds_its_files_from_any_folder(relative, tmp_path, monkeypatch):
     claim_workdir(run_on(spelled), tmp_path / "run")
 
 
+@pytest.mark.parametrize("field", ["NaN", "Infinity", "-Infinity"])
+def test_a_field_may_be_called_like_a_number(tmp_path, field):
+    """Its run goes on, and finds what was measured of it."""
+    rows = [json.dumps({field: f"{text} {'dream ' * 9}"}) + "\n" for text in ("a", "b")]
+    for split, row in zip(("train", "test"), rows, strict=True):
+        (tmp_path / f"{split}.jsonl").write_text(row)
+    files = {f"{split}_files": (str(tmp_path / f"{split}.jsonl"),) for split in ("train", "test")}
+    config = run_on(tasks.TextConfig(text_field=field, window=16, windows=4, **files))
+    claim_workdir(config, tmp_path / "run")
+    claim_workdir(config, tmp_path / "run")
+    assert load_config(tmp_path / "run") == config
+    measured = record.identity({}, config)
+    storage.write_json(tmp_path / "measured.json", measured)
+    assert record.is_of(storage.read_json(tmp_path / "measured.json"), {}, config)
+
+
 def test_files_that_have_moved_are_named_anew(relative, tmp_path):
     """Their content proves that it is them; the run then finds them there."""
     claim_workdir(run_on(relative), tmp_path / "run")
@@ -88,7 +105,8 @@ def test_other_content_is_refused_wherever_it_lies(relative, tmp_path, field):
     with pytest.raises(ConfigError, match="this run was made with"):
         tasks.make(dataclasses.replace(task, **there))
     with pytest.raises(
-        StorageError, match=rf"holds a run with task\.fingerprints='.*/{path.name}: "
+        StorageError,
+        match=rf"holds a run with task\.fingerprints='.*/{path.name}: .*, or put its files back",
     ):
         claim_workdir(run_on(dataclasses.replace(relative, **there)), tmp_path / "run")
 
@@ -97,8 +115,18 @@ def test_how_special_tokens_are_read_is_the_runs(relative, tmp_path):
     """Where it matters; a run from before there was a choice had read control tokens."""
     control = dataclasses.replace(relative, special_tokens="control")
     claim_workdir(run_on(control), tmp_path / "run")
-    with pytest.raises(StorageError, match=r"task\.fingerprints=.*, special tokens as text"):
+    with pytest.raises(
+        StorageError,
+        match=r"task\.special_tokens='control', and this one has 'text': take another --workdir, "
+        r"or set task\.special_tokens back",
+    ):
         claim_workdir(run_on(relative), tmp_path / "run")
+    for one, other in ((control, "text"), (relative, "control")):
+        made = dataclasses.replace(run_on(one).task, special_tokens=other)
+        with pytest.raises(
+            ConfigError, match=rf"made with .*; set task\.special_tokens={one.special_tokens}, or"
+        ):
+            task_tokenizer(made)
     values = json.loads((tmp_path / "run" / CONFIG).read_text())
     del values["task"]["special_tokens"]
     (tmp_path / "run" / CONFIG).write_text(json.dumps(values))
