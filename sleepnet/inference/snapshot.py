@@ -82,7 +82,7 @@ class Snapshot:
         if tokenizer is not None and self.tokenizer not in (None, tokenizer):
             if apart := special_tokens_of(self.tokenizer, tokenizer):
                 raise ValueError(
-                    f"the mind was read with special_tokens={apart[0]!r}, and this tokenizer has "
+                    f"the snapshot was read with special_tokens={apart[0]!r}, and this tokenizer has "
                     f"{apart[1]!r}; load it with special_tokens={apart[0]}"
                 )
             raise ValueError(
