@@ -10,7 +10,7 @@ from sleepnet.cycle.cache import init_state
 from sleepnet.cycle.policies import FixedPasses, Spent, UntilStill, WithinSeconds, sleep_by
 from sleepnet.cycle.rollout import Rollout, rollout
 from sleepnet.cycle.sleep import sleep, sleep_from_tokens
-from sleepnet.cycle.slices import Nap, begin_sleep, continue_sleep, finish_sleep
+from sleepnet.cycle.slices import IncrementalSleep, begin_sleep, continue_sleep, finish_sleep
 from sleepnet.cycle.wake import wake
 from sleepnet.inference.decoder import Decoder
 from sleepnet.inference.engine import Drawn, Ended, Engine, EngineFull, Limits
@@ -29,9 +29,9 @@ __all__ = [
     "Engine",
     "EngineFull",
     "FixedPasses",
+    "IncrementalSleep",
     "Limits",
     "ModelConfig",
-    "Nap",
     "Rollout",
     "Sampling",
     "Session",

@@ -26,10 +26,10 @@ def test_rows_that_read_nothing_wake_and_sleep():
     """Beside full ones; and so they do in a `Decoder`, and in slices."""
     state = woken(TINY, length_B=LENGTHS)[1]
     sleepnet.wake(params(TINY), state, stream()[:, 0], config=TINY, length_B=[0] * B, logits="last")
-    nap = sleepnet.begin_sleep(state, config=TINY)
-    while not nap.done:
-        nap = sleepnet.continue_sleep(params(TINY), nap, tokens=L)
-    sleepnet.finish_sleep(nap, state)
+    progress = sleepnet.begin_sleep(state, config=TINY)
+    while not progress.done:
+        progress = sleepnet.continue_sleep(params(TINY), progress, tokens=L)
+    sleepnet.finish_sleep(progress, state)
     decoder = sleepnet.Decoder(params(TINY), newborn(TINY), config=TINY)
     decoder.read(stream()[:, 0], length_B=LENGTHS)
     decoder.rewind([3, 0, 0])

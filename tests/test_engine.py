@@ -295,9 +295,9 @@ def test_a_step_does_no_more_work_than_it_may(params, monkeypatch, sizes):
         done["read"] += int(length_Q.sum())
         return read_piece(slots, rows, tokens_QT, length_Q, *rest)
 
-    def sleeps(params, nap, *, tokens):
-        done["slept on"] += tokens * nap.window.length_B.shape[0]
-        return sleep(params, nap, tokens=tokens)
+    def sleeps(params, progress, *, tokens):
+        done["slept on"] += tokens * progress.window.length_B.shape[0]
+        return sleep(params, progress, tokens=tokens)
 
     monkeypatch.setattr(slots_module.Slots, "read_piece", reads)
     monkeypatch.setattr(engine_module, "continue_sleep", sleeps)

@@ -127,7 +127,7 @@ NUMBERS = {
     "Session.fork": (lambda n: session().fork(seed=n).sampling, 2),
     "Session.policy": (lambda n: sleepnet.Session(PARAMS, config=SMALL, passes=n).policy, 2),
     "Session.rewind": (lambda n: session().rewind(n), 0),
-    "Session.nap": (lambda n: session().nap(n), 2),
+    "Session.sleep": (lambda n: session().sleep(n), 2),
     "chunk": (lambda n: of_rule(gated_delta.chunked, chunk=n), 2),
     "group": (lambda n: of_rule(gated_delta.chunked, group=n), 2),
     "summarize": (lambda n: of_rule(gated_delta.summarize, count=4, chunk=n), 2),
@@ -175,7 +175,9 @@ def test_an_integer_of_any_type_is_that_integer(name):
     programs = compiled()
     for kind in INTEGERS.values():
         result = call(kind(value))
-        if isinstance(result, sleepnet.WakeState | slices.Nap | sleepnet.Rollout | tasks.Example):
+        if isinstance(
+            result, sleepnet.WakeState | slices.IncrementalSleep | sleepnet.Rollout | tasks.Example
+        ):
             assert_identical(result, expected)
         elif isinstance(result, np.ndarray | dict):
             jax.tree.map(np.testing.assert_array_equal, result, expected)

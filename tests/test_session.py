@@ -91,7 +91,7 @@ def test_a_life_is_that_of_algorithm_1(config):
                 assert_agree(found[first - start :], nll_T[first - 1 : stop - 1])
             assert one.position == stop
             assert_agree(one.logits, expected_TY[stop - 1])
-        one.nap()
+        one.sleep()
     assert one.sleeps == len(windows) and one.tokens == ()
     assert_agree(one.state.fast_weights, fast_weights([snapshot]))
 
@@ -102,12 +102,12 @@ def test_a_window_that_is_full_sleeps_when_the_next_token_comes():
     one.feed(life(5, [L])[0])
     assert (one.sleeps, len(one.tokens), one.last_sleep) == (0, L, None)
     expected = one.logits
-    one.nap()
+    one.sleep()
     assert one.last_sleep is not None and one.last_sleep.passes == 1
     assert_identical(one.logits, expected)
     one.feed(np.concatenate(life(6, [L, L, 1])))
     assert (one.position, one.sleeps, len(one.tokens)) == (3 * L + 1, 3, 1)
-    assert one.nap(passes=3).passes == 3 and one.nap() is None
+    assert one.sleep(passes=3).passes == 3 and one.sleep() is None
 
 
 def test_a_stream_draws_what_the_mind_expects():
@@ -152,7 +152,7 @@ def test_a_fork_has_the_same_past_and_its_own_future():
     twin = one.fork()
     assert_identical(everything(twin), everything(one))
     twin.feed(life(7, [9])[0])
-    twin.nap()
+    twin.sleep()
     assert list(one.generate(L)) == list(alone.generate(L))
     assert_identical(everything(one), everything(alone))
     assert twin._params is one._params and twin._decoder._params is one._decoder._params
@@ -166,7 +166,7 @@ def test_rewinding_is_not_having_read(kept):
     one.rewind(L + kept)
     straight.feed(np.concatenate([windows[0], windows[1][:kept]]))
     if kept == 0:
-        straight.nap()  # a window that is full would sleep only with the next token
+        straight.sleep()  # a window that is full would sleep only with the next token
     assert one.tokens == straight.tokens == tuple(windows[1][:kept])
     assert (one.position, one.sleeps) == (straight.position, straight.sleeps)
     assert_agree(one.logits, straight.logits)
@@ -210,7 +210,7 @@ def test_pieces_of_all_sizes_share_few_programs():
     """Here one for one token and one for more; of long windows one for each of four sizes, at least
     a quarter of which is used."""
     one = older()
-    one.nap()
+    one.sleep()
     for size in (1, 2):
         one.feed(np.zeros(size, int))
     before = decoding.read._cache_size(), decoding.step._cache_size()
@@ -287,7 +287,7 @@ def test_bad_input_is_named_and_changes_nothing():
     with pytest.raises(ValueError, match=r"max_tokens must be .* 0 or more, or None .*; got -1"):
         one.generate(-1)
     with pytest.raises(ConfigError, match="passes must be an integer of 1 or more; got 0"):
-        one.nap(passes=0)
+        one.sleep(passes=0)
     with pytest.raises(ValueError, match="generate_text needs a tokenizer"):
         one.generate_text()
     with pytest.raises(ValueError, match="the session has read nothing yet"):
@@ -325,7 +325,7 @@ def test_two_threads_in_one_session_are_told_apart(monkeypatch):
     first.start()
     assert inside.wait(waiting.PATIENCE)
     for call in (
-        lambda: one.feed([2]), lambda: one.score([2]), lambda: next(stream), lambda: one.nap(),
+        lambda: one.feed([2]), lambda: one.score([2]), lambda: next(stream), lambda: one.sleep(),
         lambda: one.fork(), lambda: one.rewind(L), lambda: one.save("nowhere"), lambda: one.state,
     ):  # fmt: skip
         with pytest.raises(SessionError, match=r"another thread .* give each thread a `fork`"):
@@ -387,7 +387,7 @@ DEEDS = {
     "feed": lambda one: one.feed([7]),
     "sleep": lambda one: one.feed([7, 1, 2]),
     "score": lambda one: one.score([7, 1]),
-    "nap": lambda one: one.nap(),
+    "early sleep": lambda one: one.sleep(),
     "rewind": lambda one: one.rewind(L + 2),
     "generate": lambda one: next(one.generate(sampling=GREEDY)),
     "fork": lambda one: one.fork(),
@@ -408,7 +408,7 @@ def test_an_interrupt_costs_nothing(deed):
         for tokens in ([7, 1], [], [2]):
             stages.append(stages[-1].fork())
             if not tokens:
-                stages[-1].nap()
+                stages[-1].sleep()
             stages[-1].feed(tokens)
     else:
         stages.append(one.fork())
@@ -540,7 +540,7 @@ def test_a_character_survives_a_sleep(before, goes_on, monkeypatch, tmp_path):
         pieces.append("".join(one.generate_text(1)))
         one = goes_on(one, tmp_path)
         if one.position == before + len("aé日".encode()) + 2:
-            one.nap()
+            one.sleep()
             one = goes_on(one, tmp_path)
     assert one.sleeps > 1
     assert "".join(pieces) == "a�é�日�😀b"  # a stream that ends within a character shows it

@@ -21,20 +21,20 @@ from sleepnet.nn import flops, model
 both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
-def naps(config, state, *sizes, **options):
-    """Every stage of a nap whose slices take these sizes in turn, up to the one that is done."""
-    nap = sleepnet.begin_sleep(state, config=config, **options)
-    yield nap
+def stages_of(config, state, *sizes, **options):
+    """Yield every stage of a sleep whose slices take these sizes in turn, up to the last."""
+    progress = sleepnet.begin_sleep(state, config=config, **options)
+    yield progress
     for tokens in itertools.cycle(sizes):
-        if nap.done:
+        if progress.done:
             return
-        nap = sleepnet.continue_sleep(params(config), nap, tokens=tokens)
-        yield nap
+        progress = sleepnet.continue_sleep(params(config), progress, tokens=tokens)
+        yield progress
 
 
 def sleep_in_slices(config, state, *sizes, **options):
-    *_, nap = naps(config, state, *sizes, **options)
-    return sleepnet.finish_sleep(nap, state)
+    *_, progress = stages_of(config, state, *sizes, **options)
+    return sleepnet.finish_sleep(progress, state)
 
 
 def sleep(config, state, **options):
@@ -47,7 +47,7 @@ def ragged_evening(config):
 
 
 @both
-def test_lives_with_naps_follow_algorithm_1(config):
+def test_lives_with_sleeps_in_slices_follow_algorithm_1(config):
     """Four ragged windows, N = 3, slept on 4 tokens at a time, which do not divide the 6: every
     logit and every fast weight against the float64 model."""
     tokens, state = stream(), newborn(config)
@@ -63,7 +63,7 @@ def test_lives_with_naps_follow_algorithm_1(config):
 
 @both
 @pytest.mark.parametrize("chosen", [None, np.array([False, True, True])], ids=["all", "some"])
-def test_a_nap_is_the_sleep(config, chosen):
+def test_a_sleep_in_slices_is_the_sleep(config, chosen):
     """All that the state holds behind it: fast weights, kept keys, tails and an empty window; of
     rows that do not sleep every bit."""
     state = ragged_evening(config)
@@ -74,11 +74,11 @@ def test_a_nap_is_the_sleep(config, chosen):
 
 
 @both
-def test_a_nap_of_one_pass_is_done_at_once(config):
-    """N = 1 commits what the wake pass wrote; so does a nap, bit for bit."""
+def test_a_sleep_of_one_pass_is_done_at_once(config):
+    """N = 1 commits what the wake pass wrote; so does a sleep in slices, bit for bit."""
     state = ragged_evening(config)
-    (nap,) = naps(config, state, 4, passes=1)
-    assert_identical(sleepnet.finish_sleep(nap, state), sleep(config, state, passes=1))
+    (progress,) = stages_of(config, state, 4, passes=1)
+    assert_identical(sleepnet.finish_sleep(progress, state), sleep(config, state, passes=1))
 
 
 @pytest.mark.parametrize("sizes", [(1,), (L,), (5, 1)], ids=str)
@@ -98,16 +98,16 @@ def test_slices_of_any_size_in_large_minds(config, sizes):
 
 
 @both
-def test_an_unfinished_nap_changes_nothing(config):
-    """Neither the caller's state nor any earlier stage: a nap can be dropped or forked anywhere."""
+def test_an_unfinished_sleep_changes_nothing(config):
+    """Neither the caller's state nor any earlier stage: it can be dropped or forked anywhere."""
     state = ragged_evening(config)
     copy = jax.tree.map(np.array, state)
-    *_, before, last = naps(config, state, 4)
+    *_, before, last = stages_of(config, state, 4)
     assert_identical(state, copy)
     again = sleepnet.continue_sleep(params(config), before, tokens=4)
     assert_identical(again, last)
     slept = sleepnet.finish_sleep(last, state)
-    *_, anew = naps(config, state, 4)
+    *_, anew = stages_of(config, state, 4)
     assert_identical(sleepnet.finish_sleep(anew, state), slept)
 
 
@@ -116,17 +116,17 @@ def test_a_nap_holds_no_more_than_the_caches_that_it_rewrites(config):
     """Beside the state that it began with: 16 bytes for each row, and features and caches of core
     and coda, once."""
     state = ragged_evening(config)
-    begun, *_, last = naps(config, state, 4)
+    begun, *_, last = stages_of(config, state, 4)
     assert fresh_bytes(begun, state) == 16 * B
     window = last.window
     own = (window.features_BLD, window.blocks["core"], window.blocks["coda"])
     assert 0 < fresh_bytes(last, state) - 16 * B <= sum(x.nbytes for x in jax.tree.leaves(own))
 
 
-def fresh_bytes(nap, state):
-    """Of the device's arrays in a nap that the state does not hold."""
+def fresh_bytes(progress, state):
+    """Of the device's arrays in a stage that the state does not hold."""
     held = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)}
-    arrays = [x for x in jax.tree.leaves(nap) if isinstance(x, jax.Array)]
+    arrays = [x for x in jax.tree.leaves(progress) if isinstance(x, jax.Array)]
     return sum(x.nbytes for x in arrays if x.unsafe_buffer_pointer() not in held)
 
 
@@ -156,36 +156,36 @@ def test_all_slices_of_a_part_share_one_program(monkeypatch):
         return blocks(*args, part=part, **options)
 
     monkeypatch.setattr(model, "blocks", counting)
-    stages = list(naps(config, state, 3))
+    stages = list(stages_of(config, state, 3))
     assert len(stages) == 1 + 4 * 2  # 3 passes of the core and one of the coda, 6 tokens in each
     assert traced == ["core", "coda"]
-    assert [nap.tokens_left for nap in stages] == list(range(24, -1, -3))
+    assert [progress.tokens_left for progress in stages] == list(range(24, -1, -3))
 
 
 def test_a_nap_reads_no_further_than_its_longest_row():
-    """A short nap is short, and what remains of it is known beforehand."""
+    """A short sleep is short, and what remains of it is known beforehand."""
     state = ragged_evening(TINY)  # of 6, 2 and 5 tokens
     for chosen, tokens in (([True] * 3, 6), ([False, True, False], 2), ([False] * 3, 0)):
-        nap = sleepnet.begin_sleep(state, config=TINY, rows_B=np.array(chosen))
-        assert nap.tokens_left == (TINY.passes - 1) * tokens
-        assert nap.done == (tokens == 0)
+        progress = sleepnet.begin_sleep(state, config=TINY, rows_B=np.array(chosen))
+        assert progress.tokens_left == (TINY.passes - 1) * tokens
+        assert progress.done == (tokens == 0)
 
 
 @pytest.mark.parametrize("tokens", [0, -1, L + 1, 2.0, True, None])
 def test_slices_that_cannot_be_are_refused(tokens):
     """With the range that is allowed."""
-    nap = sleepnet.begin_sleep(ragged_evening(TINY), config=TINY)
+    progress = sleepnet.begin_sleep(ragged_evening(TINY), config=TINY)
     with pytest.raises(ValueError, match=rf"an integer in 1..{L} .*; got {tokens}"):
-        sleepnet.continue_sleep(params(TINY), nap, tokens=tokens)
+        sleepnet.continue_sleep(params(TINY), progress, tokens=tokens)
 
 
 def test_a_nap_ends_once_and_not_before():
     """Neither further slices nor an early commit; the message says what to do instead."""
     state = ragged_evening(TINY)
-    begun, *_, last = naps(TINY, state, L)
+    begun, *_, last = stages_of(TINY, state, L)
     with pytest.raises(ValueError, match=r"read 0 of 12 tokens: `continue_sleep` until"):
         sleepnet.finish_sleep(begun, state)
-    with pytest.raises(ValueError, match=r"the nap is done: commit it by `finish_sleep`"):
+    with pytest.raises(ValueError, match=r"the sleep is done: commit it by `finish_sleep`"):
         sleepnet.continue_sleep(params(TINY), last, tokens=L)
 
 
@@ -195,7 +195,7 @@ def test_rows_that_are_awake_read_on_between_slices(config):
     """Rows 1 and 2 sleep; row 0 reads a token after the first slice, and keeps it bit for bit."""
     chosen, filled = np.array([False, True, True]), np.array([3, L, 2])
     state = woken(config, state=minds.older(config), length_B=filled)[1]
-    begun, first, *_, last = naps(config, state, 4, rows_B=chosen)
+    begun, first, *_, last = stages_of(config, state, 4, rows_B=chosen)
     assert not (begun.done or first.done)
     _, later = woken(config, window=1, length_B=np.array([1, 0, 0]), state=state)
     slept = sleepnet.finish_sleep(last, later)
@@ -206,7 +206,7 @@ def test_rows_that_are_awake_read_on_between_slices(config):
 def test_a_row_that_sleeps_does_not_read():
     """Nor sleep otherwise: what it has would be lost, and the message names the row."""
     state = woken(TINY, length_B=np.array([3, 4, 2]))[1]
-    *_, last = naps(TINY, state, L, rows_B=np.array([False, True, True]))
+    *_, last = stages_of(TINY, state, L, rows_B=np.array([False, True, True]))
     _, later = woken(TINY, length_B=np.array([1, 0, 1]), state=state)
     with pytest.raises(ValueError, match=r"row 2 sleeps with 2 tokens .* now has 3"):
         sleepnet.finish_sleep(last, later)
@@ -214,13 +214,13 @@ def test_a_row_that_sleeps_does_not_read():
         sleepnet.finish_sleep(last, sleep(TINY, state))
 
 
-def test_a_nap_ends_in_the_rows_that_it_found_alone():
+def test_a_sleep_ends_only_in_the_rows_that_it_found():
     """Windows as long that hold other tokens, read after a sleep or from the beginning, the same
     tokens read with other fast weights, and these alone: none of them is committed to. But awake
     rows may be anyone's, and what is the same content is the same state, wherever it lies."""
     state = woken(TINY, state=minds.older(TINY))[1]
     nights = [
-        list(naps(TINY, state, L, rows_B=rows_B))[-1]
+        list(stages_of(TINY, state, L, rows_B=rows_B))[-1]
         for rows_B in (None, np.array([True, True, False]))
     ]
     stale = woken(TINY, seed=2, state=sleep(TINY, state))[1]
@@ -230,10 +230,10 @@ def test_a_nap_ends_in_the_rows_that_it_found_alone():
         woken(TINY)[1],
         state.replace(fast_weights=stale.fast_weights),
     )
-    for nap in nights:
+    for progress in nights:
         for other in strangers:
             with pytest.raises(ValueError, match=rf"row 0 is not .* window of {L} tokens are"):
-                sleepnet.finish_sleep(nap, other)
+                sleepnet.finish_sleep(progress, other)
     moved = cache.select_states(np.array([True, True, False]), state, stale)
     with pytest.raises(ValueError, match="row 2 is not the one that fell asleep"):
         sleepnet.finish_sleep(nights[0], moved)
@@ -247,15 +247,15 @@ def test_a_nap_ends_in_the_rows_that_it_found_alone():
 def test_a_nap_belongs_to_its_config_and_its_rows():
     """As a state does, from its beginning to its end."""
     state, other = ragged_evening(TINY), dataclasses.replace(TINY, window=L + 1)
-    *_, nap = naps(TINY, state, L)
+    *_, progress = stages_of(TINY, state, L)
     for call in (
         lambda: sleepnet.begin_sleep(state, config=other),
-        lambda: sleepnet.finish_sleep(nap, newborn(SLIDING)),
+        lambda: sleepnet.finish_sleep(progress, newborn(SLIDING)),
     ):
         with pytest.raises(ValueError, match="the state was made for another config"):
             call()
-    with pytest.raises(ValueError, match=f"the nap is of {B} rows, and the state has {B + 1}"):
-        sleepnet.finish_sleep(nap, sleepnet.init_state(TINY, B + 1))
+    with pytest.raises(ValueError, match=f"the sleep is of {B} rows, and the state has {B + 1}"):
+        sleepnet.finish_sleep(progress, sleepnet.init_state(TINY, B + 1))
     with pytest.raises(ValueError, match="1 or more; got 0"):
         sleepnet.begin_sleep(state, config=TINY, passes=0)
     with pytest.raises(ValueError, match=r"rows_B must be bool of shape \(3,\)"):

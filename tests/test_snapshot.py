@@ -47,7 +47,7 @@ def live_on(one: Session, rng) -> None:
     elif deed == 2:
         list(one.generate(int(rng.integers(1, L))))
     elif deed == 3:
-        one.nap()
+        one.sleep()
     elif deed == 4:
         one.rewind(one.position - int(rng.integers(len(one.tokens) + 1)))
     else:

@@ -1,10 +1,10 @@
-"""Nap: a sleep in slices of bounded work, between which its caller may do something else.
+"""Sleep in slices of bounded work, between which the caller may do something else.
 
-`sleep` is one program for the whole window; behind it, other minds wait. A nap runs the same
-passes a few tokens at a time, in the way in which `wake` reads a window in pieces: a slice sees
-the keys and values that the slices before it wrote in this pass, and goes on from their fast
-weights. It takes nothing from its caller, and only `finish_sleep` commits: a nap that is dropped
-half-way never was. Meanwhile the rows that are awake may read on.
+`sleep` is one program for the whole window, and nothing else runs until it ends. A sleep in slices
+runs the same passes a few tokens at a time, in the way in which `wake` reads a window in pieces: a
+slice sees the keys and values that earlier slices of the pass wrote, and goes on from their fast
+weights. The caller's state is unchanged until `finish_sleep` commits: a sleep that is dropped
+before has no effect. Meanwhile the rows that are awake may read on.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from sleepnet.types import DeltaCache, WakeState, WindowCache
 
 
 @struct.dataclass
-class Nap:
-    """A sleep in progress.
+class IncrementalSleep:
+    """A sleep of which some slices are done.
 
-    window: of the minds that fell asleep, as the passes rewrite it: keys, values, tails and
+    window: of the rows that sleep, as the passes rewrite it: keys, values, tails and
       working fast weights of the pass in progress, and each token's features of the last pass
       that read it.
     rows_B: the rows that sleep; None for all.
-    found_B4: uint32, a hash of what each row held when the nap began; None in a nap of
+    found_B4: uint32, a hash of what each row held when the sleep began; None in one of
       `begin_own_sleep`.
     pass_tokens, core_tokens, all_tokens, read_tokens: int32 scalars: of one pass (those of the
       longest row that sleeps), of all that run the core, of the whole sleep, and done. They are
@@ -65,13 +65,13 @@ class Nap:
 
 def begin_sleep(
     state: WakeState, *, config: ModelConfig, passes: int | None = None, rows_B=None
-) -> Nap:
+) -> IncrementalSleep:
     """A sleep of which nothing is done yet. In slices,
 
-        nap = begin_sleep(state, config=config)
-        while not nap.done:
-            nap = continue_sleep(params, nap, tokens=64)
-        state = finish_sleep(nap, state)
+        progress = begin_sleep(state, config=config)
+        while not progress.done:
+            progress = continue_sleep(params, progress, tokens=64)
+        state = finish_sleep(progress, state)
 
     is `sleep(params, state, config=config)`, to float32 rounding. Nothing is computed here but a
     hash of each row, by which `finish_sleep` knows it again; the call waits only for the lengths of
@@ -83,13 +83,13 @@ def begin_sleep(
     Raises:
       ValueError: as `sleep`.
     """
-    nap = begin_own_sleep(state, config=config, passes=passes, rows_B=rows_B)
-    return dataclasses.replace(nap, found_B4=_hash_rows(state))
+    progress = begin_own_sleep(state, config=config, passes=passes, rows_B=rows_B)
+    return dataclasses.replace(progress, found_B4=_hash_rows(state))
 
 
 def begin_own_sleep(
     state: WakeState, *, config: ModelConfig, passes: int | None = None, rows_B=None
-) -> Nap:
+) -> IncrementalSleep:
     """Begin a sleep of a state that nobody else has; arguments and errors as for `begin_sleep`.
 
     Its caller vouches that `finish_sleep` is given the same rows, which then compares their lengths
@@ -107,10 +107,10 @@ def begin_own_sleep(
     with_coda = passes > 1 and split_pattern(config.pattern)["coda"] != ""
     core_tokens = (passes - 1) * pass_tokens
     counts = (pass_tokens, core_tokens, core_tokens + with_coda * pass_tokens, 0)
-    return Nap(window, rows_B, None, *map(np.int32, counts), config=config)
+    return IncrementalSleep(window, rows_B, None, *map(np.int32, counts), config=config)
 
 
-def continue_sleep(params, nap: Nap, *, tokens: int) -> Nap:
+def continue_sleep(params, progress: IncrementalSleep, *, tokens: int) -> IncrementalSleep:
     """Reads the next `tokens` tokens of the pass in progress, or as many as it has left.
 
     Costs about `tokens` / L of a pass. Each size is compiled once for all slices of the core, and
@@ -118,70 +118,70 @@ def continue_sleep(params, nap: Nap, *, tokens: int) -> Nap:
 
     Args:
       params: from `init_params`.
-      nap: stays alive.
+      progress: stays alive.
       tokens: static, 1 to `config.window`; it may change from slice to slice.
 
     Raises:
-      ValueError: `tokens` out of its range, or a nap that is done.
+      ValueError: `tokens` out of its range, or a sleep that is done.
     """
-    config = nap.config
+    config = progress.config
     tokens = as_integer("tokens", tokens, 1, config.window, note=" (config.window)")
-    if nap.done:
-        raise ValueError("the nap is done: commit it by `finish_sleep`")
-    place = nap.read_tokens % nap.pass_tokens
-    part = "core" if nap.read_tokens < nap.core_tokens else "coda"
+    if progress.done:
+        raise ValueError("the sleep is done: commit it by `finish_sleep`")
+    place = progress.read_tokens % progress.pass_tokens
+    part = "core" if progress.read_tokens < progress.core_tokens else "coda"
     rewritten, features_BLD = _slice(
-        params, nap.window, place, config=config, part=part, tokens=tokens
+        params, progress.window, place, config=config, part=part, tokens=tokens
     )
-    blocks = {**nap.window.blocks, part: rewritten}
-    window = dataclasses.replace(nap.window, blocks=blocks, features_BLD=features_BLD)
-    read_tokens = nap.read_tokens + np.minimum(np.int32(tokens), nap.pass_tokens - place)
-    return dataclasses.replace(nap, window=window, read_tokens=read_tokens)
+    blocks = {**progress.window.blocks, part: rewritten}
+    window = dataclasses.replace(progress.window, blocks=blocks, features_BLD=features_BLD)
+    read_tokens = progress.read_tokens + np.minimum(np.int32(tokens), progress.pass_tokens - place)
+    return dataclasses.replace(progress, window=window, read_tokens=read_tokens)
 
 
-def finish_sleep(nap: Nap, state: WakeState) -> WakeState:
-    """Commits a nap that is done: what `sleep` returns.
+def finish_sleep(progress: IncrementalSleep, state: WakeState) -> WakeState:
+    """Commit a sleep that is done; the result is that of `sleep`.
 
     Args:
-      state: the minds as they are now. The rows that sleep must be as the nap found them: their
+      state: the rows as they are now. Those that sleep must be as `begin_sleep` found them: their
         fast weights and the features of their windows are compared bit for bit, by a hash of 128
         bits. The others may have read on, and stay as they are.
 
     Raises:
-      ValueError: there are tokens left; or, where the values are at hand, a row that sleeps is not
-        as the nap found it, because it has read or slept meanwhile or is another state's. Under a
-        transformation such as jit nothing can be compared: what the nap made is committed to any
-        state.
+      ValueError: there are tokens left; or, for concrete values, a row that sleeps is not as
+        `begin_sleep` found it, because it has read or slept since, or is another state's. Under a
+        transformation such as jit nothing can be compared: the new fast weights are committed to
+        any state.
     """
-    cache.check_state(nap.config, state)
-    if not nap.done:
+    cache.check_state(progress.config, state)
+    if not progress.done:
         raise ValueError(
-            f"the nap has read {nap.read_tokens} of {nap.all_tokens} tokens: `continue_sleep` "
-            f"until it is done, or drop it and keep the state"
+            f"the sleep has read {progress.read_tokens} of {progress.all_tokens} tokens: "
+            f"`continue_sleep` until it is done, or drop it and keep the state"
         )
-    _check_asleep(nap, state)
-    fast_weights = cache.fast_weights_of(nap.window.blocks)
-    return commit(state, fast_weights, nap.rows_B, config=nap.config)
+    _check_asleep(progress, state)
+    fast_weights = cache.fast_weights_of(progress.window.blocks)
+    return commit(state, fast_weights, progress.rows_B, config=progress.config)
 
 
-def _check_asleep(nap: Nap, state: WakeState):
-    found_B, length_B = nap.window.length_B, state.window.length_B
+def _check_asleep(progress: IncrementalSleep, state: WakeState):
+    found_B, length_B = progress.window.length_B, state.window.length_B
     if found_B.shape != length_B.shape:
         raise ValueError(
-            f"the nap is of {found_B.shape[0]} rows, and the state has {length_B.shape[0]}"
+            f"the sleep is of {found_B.shape[0]} rows, and the state has {length_B.shape[0]}"
         )
-    if not all(map(is_concrete, (found_B, length_B, nap.rows_B, nap.found_B4))):
+    if not all(map(is_concrete, (found_B, length_B, progress.rows_B, progress.found_B4))):
         return
-    asleep_B = True if nap.rows_B is None else np.asarray(nap.rows_B)
+    asleep_B = True if progress.rows_B is None else np.asarray(progress.rows_B)
     moved_B = np.asarray(found_B) != np.asarray(length_B)
     for row in np.flatnonzero(moved_B & asleep_B):
         raise ValueError(
             f"row {row} sleeps with {found_B[row]} tokens in its window, and the state now has "
             f"{length_B[row]}: wake only the rows that are not in `rows_B`"
         )
-    if nap.found_B4 is None:
+    if progress.found_B4 is None:
         return
-    changed_B = (np.asarray(nap.found_B4) != np.asarray(_hash_rows(state))).any(axis=1)
+    changed_B = (np.asarray(progress.found_B4) != np.asarray(_hash_rows(state))).any(axis=1)
     for row in np.flatnonzero(changed_B & asleep_B):
         raise ValueError(
             f"row {row} is not the one that fell asleep: its fast weights or its window of "
@@ -211,7 +211,7 @@ def _awoken(state: WakeState, part):
 
 @functools.partial(jax.jit, static_argnames=("config", "part", "tokens"))
 def _slice(params, window: WindowCache, place, *, config, part, tokens):
-    """The caches of `part` and the features behind `tokens` more from `place` on."""
+    """Return the caches of `part` and the features after `tokens` more from `place` on."""
     length_B = jnp.clip(window.length_B - place, 0, tokens)
     window = dataclasses.replace(window, length_B=jnp.minimum(window.length_B, place))
     span = cache.next_span(config, window, length_B, tokens)

@@ -597,7 +597,7 @@ class Engine:
         for read in self._in_flight:
             read.rows.pop(session, None)
         self._sleeping = [None if other is session else other for other in self._sleeping]
-        if not self._group:  # a nap of nobody
+        if not self._group:  # nobody is left in the group
             self._sleeping, self._sleep = [], None
         if self._in_slot.get(session.row) is session:
             del self._in_slot[session.row]
@@ -645,13 +645,13 @@ class _Incremental:
 
     def __init__(self, params, state: WakeState, config, passes, tokens):
         self._params, self._state, self._tokens = params, state, tokens
-        self._nap = begin_own_sleep(state, config=config, passes=passes)
+        self._progress = begin_own_sleep(state, config=config, passes=passes)
 
     def go_on(self) -> WakeState | None:
         """Run a slice; return the group's state once its sleep is done."""
-        if not self._nap.done:
-            self._nap = continue_sleep(self._params, self._nap, tokens=self._tokens)
-        return finish_sleep(self._nap, self._state) if self._nap.done else None
+        if not self._progress.done:
+            self._progress = continue_sleep(self._params, self._progress, tokens=self._tokens)
+        return finish_sleep(self._progress, self._state) if self._progress.done else None
 
     def wait(self):
         """There is nothing to wait for: the caller does the work."""

@@ -338,7 +338,7 @@ class Session:
         return _written(known, self._life.recent, tokens)
 
     @_alone
-    def nap(self, passes: int | Policy | None = None) -> Spent | None:
+    def sleep(self, passes: int | Policy | None = None) -> Spent | None:
         """Sleeps now, wherever the window stands; what it expects next stays.
 
         Args:

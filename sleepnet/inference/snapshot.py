@@ -82,8 +82,8 @@ class Snapshot:
         if tokenizer is not None and self.tokenizer not in (None, tokenizer):
             if apart := special_tokens_of(self.tokenizer, tokenizer):
                 raise ValueError(
-                    f"the snapshot was read with special_tokens={apart[0]!r}, and this tokenizer has "
-                    f"{apart[1]!r}; load it with special_tokens={apart[0]}"
+                    f"the snapshot was read with special_tokens={apart[0]!r}, and this tokenizer "
+                    f"has {apart[1]!r}; load it with special_tokens={apart[0]}"
                 )
             raise ValueError(
                 f"the snapshot was read with the tokenizer {self.tokenizer}, and this one is "

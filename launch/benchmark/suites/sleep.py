@@ -61,9 +61,11 @@ def _rows(config: ModelConfig, batch_size: int, repeats: int):
     prefill = functools.partial(_wake, params, newborn, tokens_BL, config=config, logits="none")
     _, state = prefill()
     sleeps = {N: functools.partial(_sleep, params, state, config=config, passes=N) for N in PASSES}
-    naps = {size: _Nap(params, state, config, size) for size in SLICES if size <= config.window}
+    sliced = {
+        size: _Slices(params, state, config, size) for size in SLICES if size <= config.window
+    }
     calls = {"prefill": prefill} | {f"{N} passes": sleep for N, sleep in sleeps.items()}
-    clocked = {f"slices of {size}": nap.total_ms for size, nap in naps.items()}
+    clocked = {f"slices of {size}": progress.total_ms for size, progress in sliced.items()}
     timings = interleaved(calls, repeats, clocked=clocked)
 
     about = {"model": f"{config.pattern} d={config.d_model} L={config.window}", "B": batch_size}
@@ -75,18 +77,18 @@ def _rows(config: ModelConfig, batch_size: int, repeats: int):
             "prefill ms": one.median_ms,
             "/ (N-1) prefills": [x / max(N - 1, 1) for x in timings[f"{N} passes"].ratio_to(one)],
         }
-    for size, nap in naps.items():
+    for size, progress in sliced.items():
         whole = timings[f"slices of {size}"]
         yield about | {
             "N": SLICED_PASSES,
             "slice": size,
             "ms": whole.median_ms,
             "/ one piece": whole.ratio_to(timings[f"{SLICED_PASSES} passes"]),
-            "longest slice ms": nap.longest(repeats).median_ms,
+            "longest slice ms": progress.longest(repeats).median_ms,
         }
 
 
-class _Nap:
+class _Slices:
     """A sleep in slices that times itself."""
 
     def __init__(self, params, state, config, size):
@@ -102,10 +104,12 @@ class _Nap:
             times_ms.append(1e3 * (time.perf_counter() - began))
             return result
 
-        nap = timed(sleepnet.begin_sleep, self._state, config=self._config, passes=SLICED_PASSES)
-        while not nap.done:
-            nap = timed(sleepnet.continue_sleep, self._params, nap, tokens=self._size)
-        timed(sleepnet.finish_sleep, nap, self._state)
+        progress = timed(
+            sleepnet.begin_sleep, self._state, config=self._config, passes=SLICED_PASSES
+        )
+        while not progress.done:
+            progress = timed(sleepnet.continue_sleep, self._params, progress, tokens=self._size)
+        timed(sleepnet.finish_sleep, progress, self._state)
         self._longest_ms.append(max(times_ms))
         return sum(times_ms)
 
