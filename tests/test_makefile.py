@@ -1,5 +1,6 @@
 """`make` builds environments from pinned versions, for the Pythons that the pages name."""
 
+import json
 import os
 import pathlib
 import re
@@ -43,6 +44,8 @@ def test_the_pages_name_the_pythons_that_have_pinned_versions():
     listed = f"Python {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}"
     for page in ("README.md", "BUILD.md"):
         assert listed in " ".join((ROOT / page).read_text().split()), page
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert f"python: {json.dumps(SUPPORTED)}" in workflow
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     classified = [line.split(" :: ")[-1] for line in project["classifiers"] if "3." in line]
     assert classified == SUPPORTED
