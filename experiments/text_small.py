@@ -2,7 +2,7 @@
 
 A document is the docstrings of one module; one module in ten is held out. Rows of four windows of
 64 bytes; only fast weights cross from a window to the next. Longer documents are cut into pieces of
-256 bytes that each begin newborn.
+256 bytes that each begin from a fresh state.
 
     python -m experiments.stdlib_corpus runs/stdlib
     python -m launch.train --config=experiments/text_small.py --workdir=runs/text_small/n4 \

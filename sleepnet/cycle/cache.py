@@ -27,7 +27,7 @@ from sleepnet.types import (
 
 
 def init_state(config: ModelConfig, batch_size: int) -> WakeState:
-    """`batch_size` newborn minds: zero fast weights and an empty window."""
+    """Return `batch_size` fresh rows: zero fast weights and an empty window."""
     batch_size = as_integer("batch_size", batch_size, 1)
     fast_weights = empty_fast_weights(config, batch_size)
     zeros_B = jnp.zeros((batch_size,), jnp.int32)

@@ -48,7 +48,7 @@ def rollout(
     scored_per_window: tuple[int, ...] | None = None,
     reset_BW=None,
 ) -> Rollout:
-    """Lives through W windows from newborn minds and scores the targets.
+    """Run W windows from fresh states, with a sleep after each, and score the targets.
 
     Args:
       params: from `init_params`; differentiate with respect to them outside.

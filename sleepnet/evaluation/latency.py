@@ -97,9 +97,9 @@ def sleep_latency(
       batch_size: rows that sleep together.
       repeats: timed calls of each variant.
     """
-    newborn = init_state(model, batch_size)
+    fresh = init_state(model, batch_size)
     tokens_BL = _random_tokens(model, batch_size)
-    read = functools.partial(_wake, params, newborn, tokens_BL, config=model, logits="last")
+    read = functools.partial(_wake, params, fresh, tokens_BL, config=model, logits="last")
     _, full = read()
     calls = {N: functools.partial(sleep, params, full, config=model, passes=N) for N in passes}
     timings = interleaved({**calls, "prefill": read}, repeats)

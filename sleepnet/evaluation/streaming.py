@@ -62,10 +62,10 @@ def stream(
     B, W, _ = tokens_BWL.shape
     nll_BWL = np.zeros(tokens_BWL.shape, np.float32)
     prediction_BWL = np.full(tokens_BWL.shape, -1, np.int32)
-    state = newborn = init_state(model, B)
+    state = fresh = init_state(model, B)
     for w, passes in enumerate(window_passes):
         if reset_BW is not None:
-            state = select_states(reset_BW[:, w], newborn, state)
+            state = select_states(reset_BW[:, w], fresh, state)
         length_B = length_BW[:, w]
         for t in range(length_B.max()):
             nll_BWL[:, w, t], prediction_BWL[:, w, t], state = _one_token(

@@ -23,7 +23,7 @@ class Example(NamedTuple):
         document it lies in, from 1; else 0.
       answer_WL: int32; the question (0, 1, ..) a scored position belongs to, else -1. An answer
         of several tokens has several scored positions.
-      reset_W: bool; the windows at which a document begins, from a newborn mind; None where an
+      reset_W: bool; the windows at which a document begins, from a fresh state; None where an
         example is one piece.
     """
 

@@ -28,8 +28,8 @@ from sleepnet.tokenizer import (
 class TextConfig:
     """Text: documents over several windows, every token predicted from those before it.
 
-    A document begins at a window's start, from a newborn mind; one of more than `windows` windows
-    is cut, and each piece begins newborn. Every window is scored, and every window sleeps.
+    A document begins at a window's start, from a fresh state; one of more than `windows` windows is
+    cut, and each piece begins from a fresh state. Every window is scored, and every window sleeps.
 
     Files are .jsonl, an object a line, or .array_record: of such objects, or of tokens as
     `launch.tokenize` writes them. A path that exists is taken as it stands, and any other as a

@@ -170,7 +170,7 @@ def over_rows(mesh: Mesh, f: Callable, *, gather: str, dtype: str) -> Callable:
             mesh=mesh,
             in_specs=(specs, PartitionSpec(AXES), *(PartitionSpec() for _ in scalars)),
             out_specs=PartitionSpec(AXES),
-            check_vma=False,  # newborn minds are the same on every device, and would have to say so
+            check_vma=False,  # fresh states are the same on every device, and would have to say so
         )(params, batch, *scalars)
         return jax.tree.map(jnp.sum, shares)
 

@@ -7,6 +7,7 @@ import pathlib
 import socket
 
 import corpora
+import grain
 import pytest
 
 from sleepnet import tasks
@@ -191,7 +192,7 @@ def test_a_file_that_cannot_be_opened_is_named(text, folder, monkeypatch, error,
         raise error
 
     monkeypatch.setattr(pathlib.Path, "open", refuse)
-    monkeypatch.setattr(records.grain.sources, "ArrayRecordDataSource", refuse)
+    monkeypatch.setattr(grain.sources, "ArrayRecordDataSource", refuse)
     with pytest.raises(ConfigError, match=rf"task\.train_files: {name}.*{error.strerror}"):
         make(text, train_files=(name,))
 

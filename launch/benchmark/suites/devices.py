@@ -82,8 +82,8 @@ def _sleep_row(P, repeats):
     tokens_BL = np.random.default_rng(0).integers(
         MODEL.vocab_size, size=(1, MODEL.window), dtype=np.int32
     )
-    newborn = sleepnet.init_state(MODEL, 1)
-    _, state = sleepnet.wake(params, newborn, tokens_BL, config=MODEL, logits="none")
+    fresh = sleepnet.init_state(MODEL, 1)
+    _, state = sleepnet.wake(params, fresh, tokens_BL, config=MODEL, logits="none")
     one = jax.jit(functools.partial(sleepnet.sleep, config=MODEL))
     spread = parallel.refine_over_window(MODEL, MODEL.passes, tuple(jax.local_devices()))
     features_PBTD = jnp.stack(jnp.split(state.window.features_BLD, P, axis=1))

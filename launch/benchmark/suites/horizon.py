@@ -257,12 +257,12 @@ def _normal_like(x):
 def _calls_of_a_window(config: ModelConfig, params) -> dict:
     """A full window's sleep, and reading and sleeping at once, with N passes."""
     tokens_BL = random_tokens(config, config.window)
-    newborn = sleepnet.init_state(config, 1)
-    _, full = _wake(params, newborn, tokens_BL, config=config, logits="none")
+    fresh = sleepnet.init_state(config, 1)
+    _, full = _wake(params, fresh, tokens_BL, config=config, logits="none")
     return {
         "sleep": functools.partial(_sleep, params, full, config=config),
         "read": functools.partial(
-            _read, params, newborn, tokens_BL, config=config, passes=config.passes
+            _read, params, fresh, tokens_BL, config=config, passes=config.passes
         ),
     }
 

@@ -57,8 +57,8 @@ def _rows(config: ModelConfig, batch_size: int, repeats: int):
     tokens_BL = np.random.default_rng(0).integers(
         config.vocab_size, size=(batch_size, config.window), dtype=np.int32
     )
-    newborn = sleepnet.init_state(config, batch_size)
-    prefill = functools.partial(_wake, params, newborn, tokens_BL, config=config, logits="none")
+    fresh = sleepnet.init_state(config, batch_size)
+    prefill = functools.partial(_wake, params, fresh, tokens_BL, config=config, logits="none")
     _, state = prefill()
     sleeps = {N: functools.partial(_sleep, params, state, config=config, passes=N) for N in PASSES}
     sliced = {
