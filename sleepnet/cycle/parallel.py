@@ -51,7 +51,7 @@ def sleep(
     devices: int | Sequence[Any] | None = None,
     axis: str | None = None,
 ) -> WakeState:
-    """`sleepnet.sleep` over several devices.
+    """Run `sleepnet.sleep` over several devices.
 
     Args:
       devices: how many, or which, of `jax.local_devices()`; all by default.
@@ -91,7 +91,7 @@ def sleep_from_tokens(
     devices: int | Sequence[Any] | None = None,
     axis: str | None = None,
 ) -> WakeState:
-    """`sleepnet.sleep_from_tokens` over several devices, parallel from the first pass.
+    """Run `sleepnet.sleep_from_tokens` over several devices, parallel from the first pass.
 
     Args:
       devices, axis: as for `sleep`.
@@ -118,7 +118,7 @@ def sleep_from_tokens(
 
 
 def send(params, *, config: ModelConfig, rows: int, devices=None, axis: str | None = None):
-    """The parameters where `sleep` of so many rows needs them: it then sends them no more.
+    """Place the parameters where `sleep` of so many rows needs them, so that it sends none.
 
     Args:
       config, devices, axis: as for `sleep`.
@@ -131,12 +131,12 @@ def send(params, *, config: ModelConfig, rows: int, devices=None, axis: str | No
 
 
 def replicate(tree, devices: Sequence[Any]):
-    """A tree of arrays with a copy on each device: parameters that are there need not be sent."""
+    """Copy a tree of arrays to each device; parameters that are there are not sent again."""
     return jax.device_put(tree, _over(devices, "window", P()))
 
 
 def _spread(tree, devices, axis: str):
-    """The first axis of every array, one place on each device."""
+    """Put one slice of the first axis of every array on each device."""
     return jax.device_put(tree, _over(devices, axis, P(axis)))
 
 
@@ -145,7 +145,7 @@ def _over(devices, axis: str, spec: P):
 
 
 def _plan(config: ModelConfig, rows: int, T: int, devices, axis):
-    """Which devices take part, and over what."""
+    """Choose the devices that take part, and the axis."""
     devices = _chosen(devices)
     if axis not in (None, *AXES):
         raise ValueError(choices("axis", axis, AXES))
@@ -255,7 +255,7 @@ def _split_rows(state: WakeState, others, *, parts: int):
 
 @functools.partial(jax.jit, static_argnames="rows")
 def _join_rows(state: WakeState, *, rows: int):
-    """The inverse of `_split_rows`."""
+    """Undo `_split_rows`."""
 
     def join(x, axis):
         x = jnp.moveaxis(x, 0, axis)
@@ -270,7 +270,7 @@ def _rows(state: WakeState) -> int:
 
 
 def _home(tree, state: WakeState):
-    """Where the state lies, so that what comes next does not run on all devices."""
+    """Copy the result back to the devices of the state, so that later calls run there."""
     homes = (
         x.sharding
         for x in (state.window.length_B, *jax.tree.leaves(state))

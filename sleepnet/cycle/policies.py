@@ -1,4 +1,4 @@
-"""How long to sleep: policies, and a sleep that asks one of them between its passes."""
+"""Policies for the number of passes, and a sleep that asks one of them between passes."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from sleepnet.types import WakeState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a sleep has taken so far, or in all.
+    """Cost of a sleep so far, or in total.
 
     passes: N; the wake pass is the first.
     seconds: by the clock on the wall, and with compiling where a program is new.
@@ -90,7 +90,7 @@ POLICIES = {policy.name: policy for policy in (FixedPasses, UntilStill, WithinSe
 
 
 def policy_of(passes: int | Policy) -> Policy:
-    """A number N is FixedPasses(N).
+    """Convert a number of passes N to FixedPasses(N).
 
     Raises:
       ConfigError: neither a number of 1 or more nor a policy.
@@ -106,7 +106,7 @@ def sleep_by(
     config: ModelConfig,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[WakeState, Spent]:
-    """`sleep` of all rows, with as many passes as the policy wants.
+    """Run `sleep` for all rows, with as many passes as the policy wants.
 
     Waits for the device: after each pass if the policy asks what it did, and at the end.
 

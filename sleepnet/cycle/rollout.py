@@ -24,7 +24,7 @@ from sleepnet.types import Array, FastWeights
 
 @struct.dataclass
 class Rollout:
-    """What a rollout saw at the scored positions, and the minds it left.
+    """Results at the scored positions, and the fast weights at the end.
 
     nll_BWL: float32, -log p(target) in nats; 0 where nothing is scored.
     prediction_BWL: int32, the likeliest token; -1 where nothing is scored.

@@ -1,10 +1,10 @@
 """Sleep: N passes over a window fold it into the fast weights; then the window is dropped.
 
-Algorithm 1 of Lee et al. 2026 (arXiv 2605.26099). The wake pass is the first of the N, for
-it ran the same blocks from the same fast weights on the same tokens. Each further pass runs
-the core over the features that the pass before left, from the fast weights it left; keys,
-values and gates are those of the refined features. Behind the last, the coda reads the final
-features once from the fast weights that it committed at the last sleep.
+Algorithm 1 of Lee et al. 2026 (arXiv 2605.26099). The wake pass is the first of the N: it ran
+the same blocks from the same fast weights on the same tokens. Each further pass runs the core
+over the features and from the fast weights of the pass before; keys, values and gates are
+computed from the refined features. After the last pass, the coda reads the final features once,
+from the fast weights that it committed at the last sleep.
 """
 
 import functools
@@ -28,17 +28,17 @@ from sleepnet.types import Carried, FastWeights, Span, WakeState
 def sleep(
     params, state: WakeState, *, config: ModelConfig, passes: int | None = None, rows_B=None
 ) -> WakeState:
-    """Commits the window of every selected row to its fast weights and empties it.
+    """Commit the window of every selected row to its fast weights, and empty it.
 
     Costs `passes` - 1 passes of the core over the window, and one of the coda if there is
     one; with `passes` = 1 only the eviction. A row without tokens keeps its fast weights.
 
     Args:
       params: from `init_params`.
-      state: one mind per row, at any place of its window; the caller's stays alive.
+      state: rows at any place of their windows; the caller's stays alive.
       config: static.
       passes: N; `config.passes` by default.
-      rows_B: bool, the rows that sleep; all by default. Other rows stay bit for bit.
+      rows_B: bool, the rows that sleep; all by default. Other rows do not change.
 
     Raises:
       ValueError: `passes` below 1, or `rows_B` of the wrong shape.
@@ -56,17 +56,17 @@ def sleep_from_tokens(
     length_B=None,
     passes: int | None = None,
 ) -> WakeState:
-    """Reads a window of T <= L tokens and sleeps on it: all N passes, no window cache filled.
+    """Read a window of T <= L tokens and sleep on it: all N passes, without a window cache.
 
     The same as `wake` and then `sleep`, for a context that needs no answer.
 
     Args:
-      state: minds whose windows are empty.
+      state: rows with empty windows.
       tokens_BT, length_B: as for `wake`.
       passes: N; `config.passes` by default.
 
     Raises:
-      ValueError: as `wake`; and, where the values are at hand, a window that is not empty.
+      ValueError: as `wake`; and, for concrete values, a window that is not empty.
     """
     passes, tokens_BT, length_B = check_ingestion(config, state, tokens_BT, length_B, passes)
     return _sleep_from_tokens(params, state, tokens_BT, length_B, config=config, passes=passes)
@@ -86,7 +86,7 @@ def _sleep_from_tokens(params, state, tokens_BT, length_B, *, config, passes):
 
 
 class SleepInputs(NamedTuple):
-    """All that a sleep takes from a state besides the features of its window; see `refine`."""
+    """What a sleep takes from a state besides the features of its window; see `refine`."""
 
     before: FastWeights
     working: FastWeights
@@ -96,7 +96,7 @@ class SleepInputs(NamedTuple):
 
 
 def sleep_inputs(state: WakeState) -> SleepInputs:
-    """What the sleep of a state begins with."""
+    """Return what the sleep of a state begins with."""
     window = state.window
     working = cache.fast_weights_of(window.blocks)
     return SleepInputs(state.fast_weights, working, window.carried, window.length_B, window.kept_B)
@@ -105,7 +105,7 @@ def sleep_inputs(state: WakeState) -> SleepInputs:
 def refine_window(
     params, inputs: SleepInputs, features_BTD, *, config, passes, axis=None
 ) -> FastWeights:
-    """Fast weights after passes 2..N over a window.
+    """Compute the fast weights after passes 2..N over a window.
 
     Args:
       features_BTD: of the whole window; with an `axis`, of this device's part, perhaps padded.
@@ -119,7 +119,7 @@ def refine_window(
 
 @functools.partial(jax.jit, static_argnames="config")
 def commit(state: WakeState, fast_weights: FastWeights, rows_B, *, config) -> WakeState:
-    """The state with new fast weights and an empty window, in the selected rows."""
+    """Return the state with new fast weights and an empty window in the selected rows."""
     window = state.window
     carried, kept_B = cache.carry_over(
         config, window.carried, window.blocks, window.length_B, window.kept_B
@@ -129,7 +129,7 @@ def commit(state: WakeState, fast_weights: FastWeights, rows_B, *, config) -> Wa
 
 
 def ingest(params, state: WakeState, tokens_BT, length_B, *, config, passes, axis=None):
-    """The state after a sleep on tokens; with an `axis`, of which this device holds a part."""
+    """Return the state after a sleep on tokens; along an `axis`, each device holds some."""
     window = state.window
     _, fast_weights, carried, kept_B = process_window(
         params, state.fast_weights, window.carried, window.kept_B, tokens_BT, length_B,
@@ -142,7 +142,7 @@ def process_window(
     params, before: FastWeights, carried: Carried, kept_B, tokens_BT, length_B, *, config, passes,
     read: bool, axis=None,
 ):  # fmt: skip
-    """One window from its first token to its sleep: the first pass, and `passes` - 1 more.
+    """Process one window and sleep at its end: the first pass, and `passes` - 1 more.
 
     Args:
       read: whether y_BTD is: the gradient of what it is read for then runs through all of the
@@ -181,7 +181,7 @@ def refine(
     config: ModelConfig,
     passes: int,
 ) -> FastWeights:
-    """Passes 2..N over a window whose first pass is done.
+    """Run passes 2..N over a window whose first pass is done.
 
     Where `config.gradient_passes` is below N, gradients reach parameters and features in the last
     so many passes (and in the coda behind them) alone. In a pass before, features and the maps
@@ -218,7 +218,7 @@ def refine(
 
 
 def _run(params, part, refined, carried, span, config, detached=False):
-    """Features and fast weights of `part` behind one run over the window."""
+    """Run `part` once over the window; return its features and fast weights."""
     x_BTD, fast_weights = refined
     past = cache.fresh_past(config, fast_weights, carried, part)
     x_BTD, written = model.blocks(
@@ -229,10 +229,10 @@ def _run(params, part, refined, carried, span, config, detached=False):
 
 @functools.partial(jax.jit, static_argnames="config")
 def one_pass(params, inputs: SleepInputs, refined, *, config):
-    """Pass k + 1 over a window, for who decides between passes whether to go on.
+    """Run pass k + 1 over a window, for callers that decide after each pass whether to go on.
 
     Args:
-      refined: features_BLD and the core's fast weights behind pass k; of the first pass those of
+      refined: features_BLD and the core's fast weights after pass k; after the first pass those of
         the window and of `inputs.working`.
 
     Returns:
@@ -245,7 +245,7 @@ def one_pass(params, inputs: SleepInputs, refined, *, config):
 
 @functools.partial(jax.jit, static_argnames="config")
 def end_passes(params, state: WakeState, refined, *, config) -> WakeState:
-    """The state after a sleep whose further passes, one or more, `one_pass` has run."""
+    """Return the state after a sleep whose passes 2..N, at least one, `one_pass` has run."""
     inputs = sleep_inputs(state)
     x_BTD, core = refined
     coda = _run(
@@ -259,7 +259,7 @@ def _span(inputs: SleepInputs, config) -> Span:
 
 
 def _relative_change(before, after):
-    """Per row, of (R, B, H, K, V) states of several blocks; 0 where there are none."""
+    """Compute |after - before| / |after| per row over (R, B, H, K, V) states; 0 without any."""
 
     def norm_B(states):
         squares = [jnp.square(s).sum((0, 2, 3, 4)) for s in jax.tree.leaves(states)]
@@ -275,7 +275,7 @@ def _empty_state(config, fast_weights, carried, kept_B):
 
 
 def check_sleep(config: ModelConfig, state: WakeState, passes, rows_B):
-    """The arguments of `sleep`, filled in; ValueError for those that do not fit."""
+    """Check and complete the arguments of `sleep`."""
     passes = _check_passes(config, passes)
     cache.check_state(config, state)
     batch = state.window.length_B.shape
@@ -289,7 +289,7 @@ def check_sleep(config: ModelConfig, state: WakeState, passes, rows_B):
 
 
 def check_ingestion(config: ModelConfig, state: WakeState, tokens_BT, length_B, passes):
-    """The arguments of `sleep_from_tokens`, filled in; ValueError for those that do not fit."""
+    """Check and complete the arguments of `sleep_from_tokens`."""
     passes = _check_passes(config, passes)
     tokens_BT, length_B = check_call(config, state, tokens_BT, length_B)
     if is_concrete(state.window.length_B):

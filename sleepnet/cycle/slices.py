@@ -54,19 +54,19 @@ class IncrementalSleep:
 
     @property
     def tokens_left(self) -> int:
-        """How many tokens of how many passes are still to be read."""
+        """Return the number of tokens, over all passes, that are still to be read."""
         return int(self.all_tokens - self.read_tokens)
 
     @property
     def done(self) -> bool:
-        """Whether `finish_sleep` may commit."""
+        """Return whether `finish_sleep` may commit."""
         return self.tokens_left == 0
 
 
 def begin_sleep(
     state: WakeState, *, config: ModelConfig, passes: int | None = None, rows_B=None
 ) -> IncrementalSleep:
-    """A sleep of which nothing is done yet. In slices,
+    """Begin a sleep of which nothing is done yet. In slices,
 
         progress = begin_sleep(state, config=config)
         while not progress.done:
@@ -111,7 +111,7 @@ def begin_own_sleep(
 
 
 def continue_sleep(params, progress: IncrementalSleep, *, tokens: int) -> IncrementalSleep:
-    """Reads the next `tokens` tokens of the pass in progress, or as many as it has left.
+    """Run the next `tokens` tokens of the pass in progress, or as many as it has left.
 
     Costs about `tokens` / L of a pass. Each size is compiled once for all slices of the core, and
     once for the coda; the last slice of a pass is padded.
@@ -192,7 +192,7 @@ def _check_asleep(progress: IncrementalSleep, state: WakeState):
 
 @jax.jit
 def _hash_rows(state: WakeState):
-    """A hash of all that the result of a sleep follows from: fast weights and features."""
+    """Hash all that determines the result of a sleep: fast weights and features."""
     window = state.window
     is_valid_BL = jnp.arange(window.features_BLD.shape[1]) < window.length_B[:, None]
     features_BLD = jnp.where(is_valid_BL[..., None], window.features_BLD, 0)

@@ -41,7 +41,7 @@ def wake(
     length_B=None,
     logits: str = "all",
 ) -> tuple[Array | None, WakeState]:
-    """Reads T >= 1 tokens in one compiled pass. The fast weights are not changed, bit for bit.
+    """Read T >= 1 tokens in one compiled pass. The fast weights do not change.
 
     Any split of a window into calls gives the same result.
 
@@ -83,7 +83,7 @@ def _wake(params, state, tokens_BT, length_B, *, config, logits):
 def first_pass(
     params, tokens_BT, past: Pasts, span: Span, *, config: ModelConfig, detached: bool = False
 ):
-    """Embedding, prelude, core and coda, once; `detached` as in `model.blocks`.
+    """Run embedding, prelude, core and coda once; `detached` as in `model.blocks`.
 
     Returns:
       features_BTD at the core's exit, where sleep goes on; y_BTD behind the last block, which
@@ -104,7 +104,7 @@ def first_pass(
 
 
 def check_call(config: ModelConfig, state: WakeState, tokens_BT, length_B=None):
-    """Tokens and lengths as arrays, after a look at whether they fit state, window and vocabulary.
+    """Return tokens and lengths as arrays; check them against state, window and vocabulary.
 
     Shapes are always checked; values only where they are at hand: not under a transformation.
 
