@@ -19,7 +19,7 @@ from sleepnet.config import ConfigError
 from sleepnet.config.model import REMAT_LEVELS
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.training import sharding
-from sleepnet.training.step import TrainState, init_train_state, score
+from sleepnet.training.step import TrainState, score, state_shapes
 
 # What XLA needs on a CPU beside the arrays counted here, measured on depo_small with every
 # `remat`: 0.7 to 1.7 times them.
@@ -97,14 +97,10 @@ def _lighter(config):
     return ", ".join(ways[:-1]) + f" or {ways[-1]} need less"
 
 
-def state_shapes(config: ExperimentConfig) -> TrainState:
-    return jax.eval_shape(lambda: init_train_state(config.model, config.training))
-
-
 def state_on_device(config: ExperimentConfig, num_devices: int) -> TrainState:
     """The shapes of a device's share."""
     mesh: Any = AbstractMesh(sharding.mesh_shape(config, num_devices), sharding.AXES)
-    state = state_shapes(config)
+    state = state_shapes(config, None)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(place.shard_shape(leaf.shape), leaf.dtype),
         state, sharding.of_state(mesh, state),
@@ -124,7 +120,7 @@ def memory(config: ExperimentConfig, num_devices: int) -> Memory:
     data, fsdp = sharding.mesh_shape(config, num_devices)
     here = state_on_device(config, num_devices)
     rows = config.training.batch_size // (data * fsdp * config.training.parts)
-    params = state_shapes(config).params
+    params = state_shapes(config, None).params
     whole = num_bytes(params)
     gathered = 0
     if fsdp > 1:

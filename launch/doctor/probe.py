@@ -27,6 +27,7 @@ from launch.doctor import fit, folder, roll_call
 from launch.doctor.findings import Finding, ok, wrong
 from launch.doctor.roll_call import Card
 from sleepnet.experiment import from_dict
+from sleepnet.training.step import state_shapes
 
 LONGEST = 2048  # bytes of a card
 
@@ -52,7 +53,7 @@ def main():
     _tell(*fit.check_mesh(config, num_devices))
     if plan["workdir"] is not None:
         _begin("disk", 20 * pace, "counting what checkpoints take")
-        needed = fit.num_bytes(fit.state_shapes(config))
+        needed = fit.num_bytes(state_shapes(config, None))
         _tell(*folder.check_room(plan["workdir"], needed, config.training.checkpoints_kept))
     _begin("memory", 30 * pace, "estimating a step")
     _tell(*fit.check_memory(config, num_devices, available))

@@ -67,76 +67,56 @@ def rollout(
         windows left is dropped first.
 
     Raises:
-      ValueError: shapes, dtypes or static tuples that do not fit; and, where the values are at hand
-        (outside jit), lengths, token ids or targets out of their range, and scored positions that
-        hold no token or are more than `scored_per_window`. Under jit none of these is noticed; a
-        target outside the vocabulary then scores NaN.
+      ValueError: shapes, dtypes or static tuples that do not fit; and, for concrete values (outside
+        jit), lengths, token ids or targets out of range, and scored positions that hold no token or
+        are more than `scored_per_window`. Under jit values are not checked; a target outside the
+        vocabulary then scores NaN.
     """
-    tokens_BWL = as_integers("tokens_BWL", tokens_BWL)
-    length_BW = None if length_BW is None else as_integers("length_BW", length_BW)
-    targets_BWL = None if targets_BWL is None else as_integers("targets_BWL", targets_BWL)
-    mask_BWL, reset_BW = (
-        x if x is None or hasattr(x, "dtype") else np.asarray(x) for x in (mask_BWL, reset_BW)
-    )
-    B, W, L = _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config)
-    if window_passes is None:
-        window_passes = (config.passes,) * (W - 1) + (1,)
-    if targets_BWL is None or mask_BWL is None:
-        targets_BWL, mask_BWL = jnp.zeros_like(tokens_BWL), jnp.zeros(tokens_BWL.shape, bool)
-        scored_per_window = (0,) * W
-    if scored_per_window is None:
-        scored_per_window = (L,) * W
-    plan = _plan(window_passes, scored_per_window, W, L)
-    if length_BW is None:
-        length_BW = np.full((B, W), L)
-    _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_per_window)
-    tokens_BWL, length_BW, targets_BWL = map(to_int32, (tokens_BWL, length_BW, targets_BWL))
-    if reset_BW is None:
-        reset_BW = jnp.zeros((B, W), bool)
-
-    minds: tuple[Any, ...] = (
+    plan, arrays = _checked(
+        config, tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW,
+        window_passes, scored_per_window,
+    )  # fmt: skip
+    B = arrays[0].shape[0]
+    carry: tuple[Any, ...] = (
         cache.empty_fast_weights(config, B),
         cache.empty_carried(config, B),
         jnp.zeros((B,), jnp.int32),
     )
-    by_window = [
-        jnp.moveaxis(jnp.asarray(x), 1, 0)
-        for x in (tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW)
-    ]
+    by_window = [jnp.moveaxis(jnp.asarray(x), 1, 0) for x in arrays]
     scores, start = [], 0
     for (passes, scored), group in itertools.groupby(plan):
         stop = start + len(list(group))
         windows = [x[start:stop] for x in by_window]
-        minds, score = _live(params, minds, windows, config, passes, scored)
+        carry, score = _live(params, carry, windows, config, passes, scored)
         scores.append(score)
         start = stop
     nll_WBL, prediction_WBL = (jnp.concatenate(x) for x in zip(*scores, strict=True))
     return Rollout(
         nll_BWL=jnp.moveaxis(nll_WBL, 0, 1),
         prediction_BWL=jnp.moveaxis(prediction_WBL, 0, 1),
-        fast_weights=minds[0],
+        fast_weights=carry[0],
     )
 
 
-def _live(params, minds, windows, config, passes, scored):
+def _live(params, carry, windows, config, passes, scored):
     """Consecutive windows with equal passes and equally many scored positions, in one scan."""
 
-    def one_window(minds, window):
+    def one_window(carry, window):
         tokens_BL, length_B, targets_BL, mask_BL, reset_B = window
-        fast_weights, carried, kept_B = _reset(minds, reset_B)
-        y_BLD, *minds = process_window(
+        fast_weights, carried, kept_B = _reset(carry, reset_B)
+        y_BLD, *carry = process_window(
             params, fast_weights, carried, kept_B, tokens_BL, length_B,
             config=config, passes=passes, read=scored > 0,
         )  # fmt: skip
-        return tuple(minds), _score(params, y_BLD, targets_BL, mask_BL, config, scored)
+        return tuple(carry), _score(params, y_BLD, targets_BL, mask_BL, config, scored)
 
     if "window" in config.remat_levels:
         one_window = jax.checkpoint(one_window)
-    return loop(one_window, minds, windows, length=len(windows[0]), unroll=config.unroll)
+    return loop(one_window, carry, windows, length=len(windows[0]), unroll=config.unroll)
 
 
-def _reset(minds, reset_B):
-    fast_weights, carried, kept_B = minds
+def _reset(carry, reset_B):
+    fast_weights, carried, kept_B = carry
     fresh = jax.tree.map(jnp.zeros_like, (fast_weights, carried))
     fast_weights, carried = cache.select_rows(reset_B, fresh, (fast_weights, carried))
     return fast_weights, carried, jnp.where(reset_B, 0, kept_B)
@@ -158,6 +138,34 @@ def _score(params, y_BLD, targets_BL, mask_BL, config, scored):
     likeliest_BS = jnp.argmax(logits_BSY, axis=-1).astype(jnp.int32)
     prediction_BL = prediction_BL.at[row_BS, place_BS].set(jnp.where(mask_BS, likeliest_BS, -1))
     return nll_BL, prediction_BL
+
+
+def _checked(
+    config, tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, window_passes, scored_per_window
+):
+    """Check and complete the arguments of `rollout`; return its plan and arrays."""
+    tokens_BWL = as_integers("tokens_BWL", tokens_BWL)
+    length_BW = None if length_BW is None else as_integers("length_BW", length_BW)
+    targets_BWL = None if targets_BWL is None else as_integers("targets_BWL", targets_BWL)
+    mask_BWL, reset_BW = (
+        x if x is None or hasattr(x, "dtype") else np.asarray(x) for x in (mask_BWL, reset_BW)
+    )
+    B, W, L = _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config)
+    if window_passes is None:
+        window_passes = (config.passes,) * (W - 1) + (1,)
+    if targets_BWL is None or mask_BWL is None:
+        targets_BWL, mask_BWL = jnp.zeros_like(tokens_BWL), jnp.zeros(tokens_BWL.shape, bool)
+        scored_per_window = (0,) * W
+    if scored_per_window is None:
+        scored_per_window = (L,) * W
+    plan = _plan(window_passes, scored_per_window, W, L)
+    if length_BW is None:
+        length_BW = np.full((B, W), L)
+    _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_per_window)
+    tokens_BWL, length_BW, targets_BWL = map(to_int32, (tokens_BWL, length_BW, targets_BWL))
+    if reset_BW is None:
+        reset_BW = jnp.zeros((B, W), bool)
+    return plan, (tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW)
 
 
 def _check_shapes(tokens_BWL, length_BW, targets_BWL, mask_BWL, reset_BW, config):
@@ -189,7 +197,7 @@ def _plan(window_passes, scored_per_window, W, L) -> list[tuple[int, int]]:
 
 
 def _check_values(config, tokens_BWL, length_BW, targets_BWL, mask_BWL, scored_per_window):
-    """What shapes do not tell; only where the values are at hand: not under a transformation."""
+    """Check values, if they are concrete: not under a transformation."""
     if not all(map(is_concrete, (tokens_BWL, length_BW, mask_BWL))):
         return
     tokens_BWL, length_BW, mask_BWL = map(np.asarray, (tokens_BWL, length_BW, mask_BWL))

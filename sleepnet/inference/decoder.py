@@ -48,8 +48,8 @@ class Written(NamedTuple):
     length_B: Any
 
 
-class _Minds(NamedTuple):
-    """All that a decoder knows at one moment, every layer in arrays of its own.
+class _Contents(NamedTuple):
+    """State, tokens and logits of a decoder, with every layer in separate arrays.
 
     tokens_BL: NumPy, what the windows hold in their first `length_B` places; None where unknown.
     length_B: NumPy.
@@ -88,7 +88,7 @@ class Decoder:
         self, params, state: WakeState, *, config: ModelConfig, tokens_BL=None, logits_BY=None
     ):
         self._config, self._params = config, shared(params)
-        self._now = self._minds(state, tokens_BL, logits_BY)
+        self._now = self._contents_of(state, tokens_BL, logits_BY)
 
     @property
     def state(self) -> WakeState:
@@ -101,7 +101,7 @@ class Decoder:
 
     @state.setter
     def state(self, state: WakeState):
-        self._now = self._minds(state)
+        self._now = self._contents_of(state)
 
     @property
     def length_B(self) -> np.ndarray:
@@ -201,17 +201,17 @@ class Decoder:
     def with_state(self, state: WakeState, *, tokens_BL=None, logits_BY=None) -> "Decoder":
         """Return a decoder of another state with the same parameters; arguments as in `Decoder`."""
         twin = copy.copy(self)
-        twin._now = self._minds(state, tokens_BL, logits_BY)
+        twin._now = self._contents_of(state, tokens_BL, logits_BY)
         return twin
 
     def sleep(self, *, passes: int | None = None, rows_B=None):
-        """`sleepnet.sleep` of its state."""
+        """Run `sleepnet.sleep` on its state."""
         state = sleep(
             self._params.stacked, self.state, config=self._config, passes=passes, rows_B=rows_B
         )
-        self._now = self._minds(state, self._now.tokens_BL, self.logits_BY)
+        self._now = self._contents_of(state, self._now.tokens_BL, self.logits_BY)
 
-    def _minds(self, state: WakeState, tokens_BL=None, logits_BY=None) -> _Minds:
+    def _contents_of(self, state: WakeState, tokens_BL=None, logits_BY=None) -> _Contents:
         cache.check_state(self._config, state)
         length_B = np.array(state.window.length_B)
         windows = (len(length_B), self._config.window)
@@ -223,7 +223,7 @@ class Decoder:
             tokens_BL = np.zeros(windows, np.int32)
         logits_BY = self._as_logits("logits_BY", logits_BY, len(length_B))
         apart = unstack_state(jax.tree.map(copy_if_numpy, state))
-        return _Minds(*halves(apart), tokens_BL, length_B, logits_BY)
+        return _Contents(*halves(apart), tokens_BL, length_B, logits_BY)
 
     def _as_logits(self, name: str, logits_BY, rows: int) -> Array | None:
         if logits_BY is None:
@@ -240,14 +240,14 @@ class Decoder:
             return self._as_logits("opening_BY", opening_BY, len(length_B))
         return jnp.where(length_B[:, None] > 0, 0.0, logits_BY)
 
-    def _whole(self) -> _Minds:
-        """What it knows, after a look whether an interrupt has taken the windows."""
+    def _whole(self) -> _Contents:
+        """Return the contents; read the windows again if an interrupt has deleted them."""
         if self._now.window.features_BLD.is_deleted():
             whole = self._reread(self._now.length_B)
             self._now = whole._replace(logits_BY=self._now.logits_BY)
         return self._now
 
-    def _reread(self, length_B: np.ndarray, opening_BY=None) -> _Minds:
+    def _reread(self, length_B: np.ndarray, opening_BY=None) -> _Contents:
         past, _, tokens_BL, *_ = self._now
         if tokens_BL is None:
             raise ValueError(
@@ -255,35 +255,37 @@ class Decoder:
                 "give tokens_BL with it"
             )
         window = _opened(past, config=self._config)
-        minds = _Minds(past, window, tokens_BL, np.zeros_like(length_B), opening_BY)
+        contents = _Contents(past, window, tokens_BL, np.zeros_like(length_B), opening_BY)
         size = longest_piece(self._config)
         for start in range(0, length_B.max(), size):
             piece_B = np.clip(length_B - start, 0, size)
             piece_BT = tokens_BL[:, start : start + piece_B.max()]
-            _, minds = self._reading(minds, piece_BT, piece_B, "last")
-        return minds
+            _, contents = self._reading(contents, piece_BT, piece_B, "last")
+        return contents
 
-    def _reading(self, minds: _Minds, tokens_BT, length_B, logits: str) -> tuple[Array, _Minds]:
+    def _reading(
+        self, contents: _Contents, tokens_BT, length_B, logits: str
+    ) -> tuple[Array, _Contents]:
         tokens_BT, length_B = map(
-            np.asarray, check_tokens(self._config, minds.length_B, tokens_BT, length_B)
+            np.asarray, check_tokens(self._config, contents.length_B, tokens_BT, length_B)
         )
         longest = longest_piece(self._config)
         if tokens_BT.shape[1] > longest:
             raise ValueError(f"a piece has at most {longest} tokens; got {tokens_BT.shape[1]}")
-        if minds.tokens_BL is not None:
-            _note(minds.tokens_BL, minds.length_B, tokens_BT, length_B)
+        if contents.tokens_BL is not None:
+            _note(contents.tokens_BL, contents.length_B, tokens_BT, length_B)
         padding = piece_size(self._config, tokens_BT.shape[1]) - tokens_BT.shape[1]
         tokens_BT = np.pad(tokens_BT, ((0, 0), (0, padding)))
-        known_BY = minds.logits_BY
+        known_BY = contents.logits_BY
         if known_BY is None:
             known_BY = jnp.zeros((len(length_B), self._config.vocab_size), jnp.float32)
         given, logits_BY, window = read(
-            self._params.stacked, minds.past, minds.window, tokens_BT, length_B, known_BY,
+            self._params.stacked, contents.past, contents.window, tokens_BT, length_B, known_BY,
             config=self._config, logits=logits,
         )  # fmt: skip
-        length_B = minds.length_B + length_B
-        minds = minds._replace(window=window, length_B=length_B, logits_BY=logits_BY)
-        return given, minds
+        length_B = contents.length_B + length_B
+        contents = contents._replace(window=window, length_B=length_B, logits_BY=logits_BY)
+        return given, contents
 
 
 class Params:

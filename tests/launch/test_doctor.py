@@ -27,7 +27,7 @@ from sleepnet.config import ConfigError, MeshConfig, ModelConfig, TrainingConfig
 from sleepnet.experiment import ExperimentConfig
 from sleepnet.tasks import DepoConfig
 from sleepnet.training import sharding
-from sleepnet.training.step import init_train_state, make_train_step
+from sleepnet.training.step import init_train_state, make_train_step, state_shapes
 
 
 def card(process, processes=2, **changes):
@@ -267,7 +267,7 @@ def test_state_bytes_are_those_that_devices_hold():
     """Against the arrays themselves, laid over 8 devices."""
     config = small(fsdp=8)
     mesh = sharding.make_mesh(config, jax.devices())
-    like = fit.state_shapes(config)
+    like = state_shapes(config, None)
     state = jax.tree.map(
         lambda leaf, place: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), place),
         like, sharding.of_state(mesh, like),
