@@ -147,7 +147,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,dev]'
 	@touch $@
 
-# Runs only where there is no such file.
+# Reports a Python without pinned versions: make runs this rule only if the file is missing.
 .ci/constraints-%.txt:
 	$(error PYTHON=$(PYTHON) $(if $(filter unknown,$*),cannot be run,is Python $*); \
 	  supported are $(SUPPORTED): give one of them, as in make PYTHON=python$(lastword $(SUPPORTED)))

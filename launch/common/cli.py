@@ -41,7 +41,7 @@ def run(main: Callable[[list[str]], int | None], *, takes_words: bool = False):
     more, as after `| head`, the program ends without a word, with exit code 128 + SIGPIPE.
 
     Args:
-      takes_words: whether words that are no flags mean something.
+      takes_words: whether the program takes arguments that are not flags.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every file it opens
     _escape_what_cannot_be_encoded()
@@ -213,7 +213,7 @@ def _parse(argv, takes_words: bool):
         _empty(empty)
         if words and not takes_words:
             raise ConfigError(
-                f"{words[0]!r} is no flag: flags begin with --, and what belongs to one stands in "
+                f"{words[0]!r} is not a flag: flags begin with --; put a value with spaces in "
                 f"quotes, as in --prompt='two words'"
             )
         return [program, *words]

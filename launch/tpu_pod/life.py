@@ -221,9 +221,11 @@ class Life:
             return False
         held = gcloud.ask(self.pod.who_holds_chips()).output
         if held:
-            self._say(f"another process holds TPU chips, and none serves two:\n{held}\n"
-                      f"what an earlier command left is ended, and this one tried again; any other "
-                      f"process is yours to end: {gcloud.text(self.pod.ssh(WHO))}")  # fmt: skip
+            self._say(
+                f"another process holds TPU chips, which serve one process at a time:\n{held}\n"
+                f"processes of an earlier command are ended, and this one is tried again; end any "
+                f"other process yourself: {gcloud.text(self.pod.ssh(WHO))}"
+            )
         return bool(held)
 
     def _status(self) -> str:

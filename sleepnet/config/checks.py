@@ -19,11 +19,11 @@ FOLLOWS: Any = None  # the default of a field that is set from others when the c
 
 
 class ConfigError(ValueError):
-    """A field that cannot be: the message names it, what is allowed and the nearest choice."""
+    """An invalid field; the message names it, what is allowed and the nearest choice."""
 
 
 def normalize(config):
-    """Rejects e.g. a string where a number belongs, before it fails somewhere deep.
+    """Convert field values to Python's types; raise ConfigError for values of another type.
 
     Lists become tuples, and NumPy's numbers Python's, so that a config is hashable, can be a
     static argument, and can be written as JSON.
@@ -87,12 +87,14 @@ def paths(config, *names: str):
 
 
 def one_of(config, name: str, allowed: Iterable[Any]):
+    """Raise ConfigError unless the field has one of the allowed values."""
     value = getattr(config, name)
     if value not in allowed:
         raise ConfigError(choices(name, value, allowed))
 
 
 def positive(config, *names: str):
+    """Raise ConfigError unless all fields are above 0."""
     for name in names:
         if not getattr(config, name) > 0:
             kind = next(field.type for field in dataclasses.fields(config) if field.name == name)
@@ -101,10 +103,12 @@ def positive(config, *names: str):
 
 
 def positive_if_given(config, *names: str):
+    """Raise ConfigError unless all fields are above 0 or None."""
     positive(config, *(name for name in names if getattr(config, name) is not None))
 
 
 def not_negative(config, *names: str):
+    """Raise ConfigError unless all fields are 0 or more."""
     for name in names:
         if getattr(config, name) < 0:
             raise ConfigError(
@@ -113,12 +117,14 @@ def not_negative(config, *names: str):
 
 
 def fraction(config, name: str):
+    """Raise ConfigError unless the field lies strictly between 0 and 1."""
     value = getattr(config, name)
     if not 0.0 < value < 1.0:
         raise ConfigError(f"{name} must lie strictly between 0 and 1; got {value}")
 
 
 def in_range(config, name: str, low: float, high: float):
+    """Raise ConfigError unless the field lies in low..high."""
     value = getattr(config, name)
     if not low <= value <= high:
         near = min(max(value, low), high)
@@ -126,12 +132,14 @@ def in_range(config, name: str, low: float, high: float):
 
 
 def ordered_pair(config, name: str, low: float):
+    """Raise ConfigError unless the field is a pair with low <= first <= second and 0 < second."""
     value = getattr(config, name)
     if len(value) != 2 or not low <= value[0] <= value[1] or value[1] <= 0:
         raise ConfigError(f"{name} must be (low, high) with {low} <= low <= high; got {value}")
 
 
 def divides(config, small: str, large: str):
+    """Raise ConfigError unless one field divides another."""
     a, b = getattr(config, small), getattr(config, large)
     if b % a:
         near = min((d for d in range(1, b + 1) if b % d == 0), key=lambda d: abs(d - a))
@@ -139,18 +147,19 @@ def divides(config, small: str, large: str):
 
 
 def default(config, name: str, value: Any):
+    """Set the field if it is None."""
     if getattr(config, name) is None:
         object.__setattr__(config, name, value)
 
 
 def nearest(value: Any, allowed: Iterable[Any]) -> str:
-    """The allowed value that looks most like `value`."""
+    """Return the allowed value whose name is most similar to that of `value`."""
     names = [str(name) for name in allowed]
     return difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)[0]
 
 
 def choices(name: str, value: Any, allowed: Iterable[Any], what: str | None = None) -> str:
-    """The message for a value that is none of those allowed."""
+    """Return the message for a value that is not allowed."""
     allowed = list(allowed)
     reason = what or f"got {value!r}"
     listed = ", ".join(str(choice) for choice in allowed)

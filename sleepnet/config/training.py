@@ -54,10 +54,9 @@ class TrainingConfig:
     rollbacks: int = 3  # likewise
 
     on_save_error: str = "stop"  # when a disk is full, say: stop, or continue and try again
-    # So many seconds without a sign of life, such as a step, are told with the stacks of all
-    # threads (0: never). With `stall_stops` the program then ends, for whoever starts it again; but
-    # not while it restores or compiles, which are one call each: how long they take depends on the
-    # model, and started again they would take as long.
+    # After this many seconds without progress, such as a step, the stacks of all threads are
+    # reported (0: never). With `stall_stops` the program then ends, so that a supervisor can
+    # restart it; but not while it restores or compiles, which would take as long again.
     stall_seconds: float = 600.0
     stall_stops: bool = False
 

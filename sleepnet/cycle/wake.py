@@ -47,7 +47,7 @@ def wake(
 
     Args:
       params: from `init_params`.
-      state: one mind per row; the caller's stays alive.
+      state: any number of rows; the caller's stays alive.
       tokens_BT: int token ids, below `config.vocab_size`.
       config: static.
       length_B: how many of the T tokens are valid in each row, a prefix; all by default.

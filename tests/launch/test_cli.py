@@ -54,7 +54,7 @@ def test_help_shows_each_line_as_it_is_written(path):
 def test_words_that_no_flag_takes_are_refused():
     """Such as the rest of a prompt without quotes."""
     done = run("evaluate", "--workdir=x", "two", "words")
-    assert done.returncode == 2 and done.stderr.startswith("error: 'two' is no flag")
+    assert done.returncode == 2 and done.stderr.startswith("error: 'two' is not a flag")
 
 
 def test_every_program_that_is_told_of_can_be_started():
